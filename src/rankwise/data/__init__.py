@@ -1,0 +1,1 @@
+"""Data sets by name, with explicit training, validation and test splits."""

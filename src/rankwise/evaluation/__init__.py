@@ -1,0 +1,1 @@
+"""Accuracy, agreement, latency and size of a model, beside its original."""

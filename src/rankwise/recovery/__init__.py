@@ -1,0 +1,1 @@
+"""What is done after surgery: bias correction, recalibration, refit, training."""
