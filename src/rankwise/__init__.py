@@ -1,0 +1,1 @@
+"""Make trained PyTorch networks smaller and faster by the low-dimensional structure of their layers."""

@@ -1,0 +1,1 @@
+"""Choosing one candidate per layer under a budget."""

@@ -1,0 +1,1 @@
+"""Pure tensor-to-tensor mathematics in float64."""

@@ -1,0 +1,1 @@
+"""Ways to approximate one layer or one channel group."""
