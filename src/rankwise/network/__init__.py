@@ -1,0 +1,1 @@
+"""Finding layers, counting cost, tracing channel groups, surgery."""

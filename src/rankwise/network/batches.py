@@ -1,0 +1,94 @@
+"""Feeding batches of any form to a model: tensors, tuples, dicts, Hugging Face ``BatchEncoding``."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankwise.errors import CalibrationError
+
+
+def _required_positional(model: nn.Module) -> int | None:
+    """How many positional parameters ``model.forward`` requires; None when it takes ``*args`` only."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if not positional and any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    return max(1, sum(p.default is p.empty for p in positional))
+
+
+def split_batch(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """``(args, kwargs, target)`` with which ``model`` is called on ``batch``.
+
+    A tensor is the only argument. A mapping (dict, ``BatchEncoding``) gives keyword arguments; its
+    ``labels`` entry is the target and is passed on only where ``forward`` has that parameter. Of a
+    tuple or list, as many leading elements as ``forward`` requires are arguments; the first of the
+    rest, if any, is the target.
+    """
+    if isinstance(batch, torch.Tensor):
+        return (batch,), {}, None
+    if isinstance(batch, Mapping):
+        kwargs = dict(batch)
+        target = kwargs.get("labels")
+        parameters = inspect.signature(model.forward).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        if "labels" in kwargs and "labels" not in parameters and not takes_any:
+            del kwargs["labels"]
+        return (), kwargs, target
+    if isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 0:
+        required = _required_positional(model)
+        count = len(batch) if required is None else min(required, len(batch))
+        return tuple(batch[:count]), {}, batch[count] if len(batch) > count else None
+    raise CalibrationError(
+        f"A batch of type {type(batch).__name__} was given; allowed are a tensor, a non-empty tuple or "
+        "list (inputs first, targets after), and a mapping of keyword arguments."
+    )
+
+
+def forward(model: nn.Module, batch: Any) -> Any:
+    """Call ``model`` on ``batch`` as :func:`split_batch` says; returns what the model returns."""
+    args, kwargs, _ = split_batch(model, batch)
+    return model(*args, **kwargs)
+
+
+def output_tensor(output: Any) -> torch.Tensor:
+    """The main tensor of a model's output: itself, ``.logits``, or the first tensor it holds."""
+    if isinstance(output, torch.Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, torch.Tensor):
+        return logits
+    values = output.values() if isinstance(output, Mapping) else output
+    if isinstance(values, (list, tuple)) or isinstance(output, Mapping):
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                return value
+    raise CalibrationError(f"The model returned {type(output).__name__}, which holds no tensor.")
+
+
+def tensors_of(batch: Any) -> list[torch.Tensor]:
+    """Every tensor in ``batch``, in order."""
+    if isinstance(batch, torch.Tensor):
+        return [batch]
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def batch_size(batch: Any) -> int:
+    """Examples in ``batch``: the first dimension of its first tensor."""
+    tensors = tensors_of(batch)
+    if not tensors or tensors[0].ndim == 0:
+        raise CalibrationError("A batch without a tensor of at least one dimension was given.")
+    return int(tensors[0].shape[0])
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """``batch`` with every tensor on ``device``, in the same kind of container."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        return moved
+    return type(batch)([v.to(device) if isinstance(v, torch.Tensor) else v for v in batch])

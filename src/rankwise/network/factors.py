@@ -1,0 +1,151 @@
+"""Chains of plain layers that stand in for one layer: their cost by formula, and their modules.
+
+A :class:`Factor` says which of the original's spatial axes it carries. Channel numbers may be numpy
+arrays, so that one call gives the cost of every candidate rank.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from rankwise.network.layer import Geometry, Layer
+
+Count = int | npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """One layer of a chain.
+
+    ``axes`` are the spatial axes whose kernel, stride, padding and dilation it carries (an empty
+    tuple: a pointwise layer). ``inputs``, ``outputs`` and ``groups`` count channels.
+    """
+
+    inputs: Count
+    outputs: Count
+    axes: tuple[int, ...] = ()
+    groups: Count = 1
+    bias: bool = False
+
+
+def _output_size(geometry: Geometry, size: int, axis: int) -> int:
+    kernel, stride, dilation = geometry.kernel_size[axis], geometry.stride[axis], geometry.dilation[axis]
+    before, after = geometry.pads()[axis], geometry.pads_after()[axis]
+    if geometry.kind == "conv_transpose":
+        reach = dilation * (kernel - 1) + geometry.output_padding[axis] + 1
+        return (size - 1) * stride - before - after + reach
+    return (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def chain_cost(
+    layer: Layer, factors: Sequence[Factor]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """``(params, macs)`` of the chain ``factors`` in the place of ``layer``, as ``build_chain`` makes it.
+
+    MACs are those of one example over all calls of the layer, counted as
+    ``torch.utils.flop_counter`` counts them (a transposed convolution at its input positions).
+    Arrays in ``factors`` broadcast.
+    """
+    geometry = layer.geometry
+    calls = [list(sizes) for sizes in layer.spatial_inputs]
+    params: Count = 0
+    macs: Count = 0
+    for factor in factors:
+        kernel = prod(geometry.kernel_size[axis] for axis in factor.axes)
+        weights = np.asarray(factor.outputs) * (np.asarray(factor.inputs) // factor.groups) * kernel
+        params = params + weights + (np.asarray(factor.outputs) if factor.bias else 0)
+        for sizes in calls:
+            positions_before = prod(sizes)
+            for axis in factor.axes:
+                sizes[axis] = _output_size(geometry, sizes[axis], axis)
+            transposed = geometry.kind == "conv_transpose" and factor.axes
+            macs = macs + weights * (positions_before if transposed else prod(sizes))
+    return np.atleast_1d(np.asarray(params, np.int64)), np.atleast_1d(np.asarray(macs, np.int64))
+
+
+_CONVS: dict[tuple[str, int], type[nn.Module]] = {
+    ("conv", 1): nn.Conv1d,
+    ("conv", 2): nn.Conv2d,
+    ("conv", 3): nn.Conv3d,
+    ("conv_transpose", 1): nn.ConvTranspose1d,
+    ("conv_transpose", 2): nn.ConvTranspose2d,
+    ("conv_transpose", 3): nn.ConvTranspose3d,
+}
+
+
+def _factor_module(layer: Layer, factor: Factor) -> nn.Module:
+    geometry = layer.geometry
+    inputs, outputs, groups = int(factor.inputs), int(factor.outputs), int(factor.groups)
+    weight = layer.weight
+    if geometry.kind == "linear":
+        if groups != 1:
+            raise ValueError("a linear factor has no groups")
+        return nn.Linear(inputs, outputs, bias=factor.bias, device=weight.device, dtype=weight.dtype)
+
+    def kept(values: tuple[int, ...], default: int) -> tuple[int, ...]:
+        return tuple(v if axis in factor.axes else default for axis, v in enumerate(values))
+
+    kind = geometry.kind if factor.axes else "conv"
+    padding = geometry.padding if isinstance(geometry.padding, str) else kept(geometry.padding, 0)
+    options: dict[str, object] = {
+        "kernel_size": kept(geometry.kernel_size, 1),
+        "stride": kept(geometry.stride, 1),
+        "padding": padding if factor.axes else 0,
+        "dilation": kept(geometry.dilation, 1),
+        "groups": groups,
+        "bias": factor.bias,
+        "padding_mode": geometry.padding_mode if factor.axes else "zeros",
+    }
+    if kind == "conv_transpose":
+        options["output_padding"] = kept(geometry.output_padding, 0)
+    module = _CONVS[kind, geometry.ndim](
+        inputs, outputs, device=weight.device, dtype=weight.dtype, **options
+    )
+    return module
+
+
+def _store_weight(module: nn.Module, weight: torch.Tensor) -> None:
+    """Copy ``weight`` (nn.Conv layout) into ``module``, reordered for a transposed convolution."""
+    target = module.weight
+    assert isinstance(target, torch.Tensor)
+    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        per_group = weight.unflatten(0, (module.groups, -1))  # (G, out/G, in/G, *k)
+        weight = per_group.transpose(1, 2).flatten(0, 1)
+    with torch.no_grad():
+        target.copy_(weight.reshape(target.shape))
+
+
+def build_chain(
+    layer: Layer,
+    factors: Sequence[Factor],
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor | None],
+) -> nn.Sequential:
+    """The chain as plain torch modules with the layer's data type and device.
+
+    ``weights[i]`` has as many elements as ``(outputs, inputs / groups, *kernel)`` of factor i, in
+    that order, kernel axes being those it carries; ``biases[i]`` is ``(outputs,)`` where the factor
+    has a bias and None elsewhere.
+    """
+    modules = []
+    with torch.random.fork_rng(devices=[]):  # module constructors draw initial weights
+        for factor, weight, bias in zip(factors, weights, biases, strict=True):
+            module = _factor_module(layer, factor)
+            carried = [layer.geometry.kernel_size[a] for a in sorted(factor.axes)]
+            shape = (int(factor.outputs), int(factor.inputs) // int(factor.groups), *carried)
+            _store_weight(module, weight.reshape(shape))
+            if bias is not None:
+                stored = module.bias
+                assert isinstance(stored, torch.Tensor)
+                with torch.no_grad():
+                    stored.copy_(bias)
+            modules.append(module)
+    chain = nn.Sequential(*modules)
+    chain.train(layer.module.training)
+    chain.requires_grad_(layer.module.weight.requires_grad)  # type: ignore[union-attr]
+    return chain

@@ -1,0 +1,1 @@
+"""Streaming, mergeable, weighted accumulators of what calibration asks for."""
