@@ -1,4 +1,4 @@
-"""What every test shares: one thread, repeatable examples, a seeded global generator, the real data's folder."""
+"""What every test shares: one thread, repeatable examples, a seeded generator, the folder of real data."""
 
 import os
 from pathlib import Path
