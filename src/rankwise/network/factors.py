@@ -7,13 +7,14 @@ arrays, so that one call gives the cost of every candidate rank.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from rankwise.network.layer import Geometry, Layer
+from rankwise.network.layer import CONVS, TRANSPOSED, Geometry, Layer
 
 Count = int | npt.NDArray[np.int64]
 
@@ -53,8 +54,8 @@ def chain_cost(
     """
     geometry = layer.geometry
     calls = [list(sizes) for sizes in layer.spatial_inputs]
-    params: Count = 0
-    macs: Count = 0
+    params: Any = 0
+    macs: Any = 0
     for factor in factors:
         kernel = prod(geometry.kernel_size[axis] for axis in factor.axes)
         weights = np.asarray(factor.outputs) * (np.asarray(factor.inputs) // factor.groups) * kernel
@@ -66,16 +67,6 @@ def chain_cost(
             transposed = geometry.kind == "conv_transpose" and factor.axes
             macs = macs + weights * (positions_before if transposed else prod(sizes))
     return np.atleast_1d(np.asarray(params, np.int64)), np.atleast_1d(np.asarray(macs, np.int64))
-
-
-_CONVS: dict[tuple[str, int], type[nn.Module]] = {
-    ("conv", 1): nn.Conv1d,
-    ("conv", 2): nn.Conv2d,
-    ("conv", 3): nn.Conv3d,
-    ("conv_transpose", 1): nn.ConvTranspose1d,
-    ("conv_transpose", 2): nn.ConvTranspose2d,
-    ("conv_transpose", 3): nn.ConvTranspose3d,
-}
 
 
 def _factor_module(layer: Layer, factor: Factor) -> nn.Module:
@@ -92,7 +83,7 @@ def _factor_module(layer: Layer, factor: Factor) -> nn.Module:
 
     kind = geometry.kind if factor.axes else "conv"
     padding = geometry.padding if isinstance(geometry.padding, str) else kept(geometry.padding, 0)
-    options: dict[str, object] = {
+    options: dict[str, Any] = {
         "kernel_size": kept(geometry.kernel_size, 1),
         "stride": kept(geometry.stride, 1),
         "padding": padding if factor.axes else 0,
@@ -103,18 +94,16 @@ def _factor_module(layer: Layer, factor: Factor) -> nn.Module:
     }
     if kind == "conv_transpose":
         options["output_padding"] = kept(geometry.output_padding, 0)
-    module = _CONVS[kind, geometry.ndim](
-        inputs, outputs, device=weight.device, dtype=weight.dtype, **options
-    )
-    return module
+    types = TRANSPOSED if kind == "conv_transpose" else CONVS
+    return types[geometry.ndim - 1](inputs, outputs, device=weight.device, dtype=weight.dtype, **options)
 
 
 def _store_weight(module: nn.Module, weight: torch.Tensor) -> None:
     """Copy ``weight`` (nn.Conv layout) into ``module``, reordered for a transposed convolution."""
     target = module.weight
     assert isinstance(target, torch.Tensor)
-    if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        per_group = weight.unflatten(0, (module.groups, -1))  # (G, out/G, in/G, *k)
+    if isinstance(module, TRANSPOSED):
+        per_group = weight.reshape(module.groups, -1, *weight.shape[1:])  # (G, out/G, in/G, *k)
         weight = per_group.transpose(1, 2).flatten(0, 1)
     with torch.no_grad():
         target.copy_(weight.reshape(target.shape))
@@ -147,5 +136,6 @@ def build_chain(
             modules.append(module)
     chain = nn.Sequential(*modules)
     chain.train(layer.module.training)
-    chain.requires_grad_(layer.module.weight.requires_grad)  # type: ignore[union-attr]
+    original = layer.module.weight
+    chain.requires_grad_(isinstance(original, torch.Tensor) and original.requires_grad)
     return chain

@@ -11,6 +11,8 @@ from rankwise.errors import CalibrationError
 from rankwise.network.cost import Cost
 
 Kind = Literal["linear", "conv", "conv_transpose"]
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,10 @@ class Layer:
     geometry: Geometry
     input_shapes: tuple[tuple[int, ...], ...] = ()
     output_shapes: tuple[tuple[int, ...], ...] = ()
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
     reason: str | None = None
+    output_scale: torch.Tensor | None = field(default=None, repr=False)
+    """(out_channels,): gamma / sigma of the BatchNorm that alone reads the output, where there is one."""
 
     @property
     def calls(self) -> int:
@@ -144,7 +148,7 @@ class Layer:
             )
         geometry = self.geometry
         if geometry.kind == "conv_transpose":
-            per_group = weight.unflatten(0, (geometry.groups, -1))  # (G, in/G, out/G, *k)
+            per_group = weight.reshape(geometry.groups, -1, *weight.shape[1:])  # (G, in/G, out/G, *k)
             return per_group.transpose(1, 2).flatten(0, 1).contiguous()
         if is_hf_conv1d(self.module):
             return weight.t().contiguous()
@@ -157,7 +161,7 @@ class Layer:
         position) the output there is ``matrix[g] @ u + bias``. This holds for transposed
         convolutions too, with the patches of :func:`rankwise.statistics.patches`.
         """
-        return self.kernel().flatten(1).unflatten(0, (self.geometry.groups, self.geometry.rows))
+        return self.kernel().reshape(self.geometry.groups, self.geometry.rows, self.geometry.columns)
 
     def bias(self) -> torch.Tensor | None:
         """The bias as float64 ``(out_channels,)``, or None.
@@ -176,7 +180,8 @@ class Layer:
 
 def is_hf_conv1d(module: nn.Module) -> bool:
     """Whether ``module`` is transformers' ``Conv1D`` (a linear layer with a transposed weight)."""
-    return any(c.__name__ == "Conv1D" and c.__module__ == "transformers.pytorch_utils" for c in type(module).__mro__)
+    known = ("transformers.pytorch_utils", "Conv1D")
+    return any((base.__module__, base.__name__) == known for base in type(module).__mro__)
 
 
 def _tuple(value: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
@@ -195,11 +200,10 @@ def geometry_of(module: nn.Module) -> Geometry | None:
         return Geometry("linear", int(weight.shape[0]), int(weight.shape[1]))
     if isinstance(module, nn.Linear):
         return Geometry("linear", module.in_features, module.out_features)
-    transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-    if transposed or isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    if isinstance(module, (*CONVS, *TRANSPOSED)):
         ndim = len(module.kernel_size)
         return Geometry(
-            "conv_transpose" if transposed else "conv",
+            "conv_transpose" if isinstance(module, TRANSPOSED) else "conv",
             module.in_channels,
             module.out_channels,
             tuple(module.kernel_size),

@@ -29,7 +29,7 @@ class LayerStatistics:
     target_sum: Tensor | None = None  # (G, o)
     target_square: Tensor | None = None  # (G, o, o)
     cross: Tensor | None = None  # (G, o, d)    sum of w target u^T
-    sample_inputs: Tensor | None = None  # (n, G, d)    a fixed number of rows, for methods that iterate over data
+    sample_inputs: Tensor | None = None  # (n, G, d)    a fixed number of rows, for iterating methods
     sample_outputs: Tensor | None = None  # (n, G, o)
 
     def _mean(self, name: str) -> Tensor:
