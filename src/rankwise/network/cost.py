@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankwise.network.batches import batch_size, forward
-from rankwise.network.state import preserved
+from rankwise.network.state import preserved, unfused
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def count_macs(model: nn.Module, example: Any) -> int:
     count is divided by its batch size.
     """
     counter = FlopCounterMode(display=False)
-    with preserved(model), torch.no_grad(), counter:
+    with preserved(model), unfused(), torch.no_grad(), counter:
         model.eval()
         forward(model, example)
     return int(counter.get_total_flops()) // (2 * batch_size(example))

@@ -1,4 +1,4 @@
-"""Leaving a model as it was found: training flags, random number generators, gradients, hooks, buffers."""
+"""Leaving a model as it was found: training flags, random number generators, gradients, buffers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,28 +7,57 @@ import torch
 from torch import nn
 
 
+def _restore_buffers(saved: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor | None]]) -> None:
+    with torch.no_grad():
+        for module, name, buffer, value in saved:
+            if value is not None and not torch.equal(buffer, value):
+                buffer.copy_(value)
+            module._buffers[name] = buffer
+
+
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[nn.Module]:
-    """Restore on exit, whatever happens, what a forward pass may change in ``model``.
+    """Restore on exit, whatever happens, what a forward or backward pass may change in ``model``.
 
-    Restored: every module's training flag, every buffer's values (BatchNorm counts when a caller
-    runs in training mode), parameters' ``requires_grad`` and ``grad``, and the global random
-    number generators of torch (CPU and, when initialised, CUDA).
+    Restored: every module's training flag, every buffer and its values (BatchNorm counts when a
+    caller runs in training mode), parameters' ``requires_grad`` and ``grad`` (None inside), and the
+    global random number generators of torch (CPU and, when initialised, CUDA).
     """
     training = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, None if buffer.is_meta else buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     gradients = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
+        for parameter, _, grad in gradients:
+            if grad is not None:
+                parameter.grad = None  # so that a backward pass inside never adds into the caller's gradient
         with torch.random.fork_rng(devices=devices):
             yield model
     finally:
         for module, flag in training:
             module.training = flag
-        with torch.no_grad():
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+        _restore_buffers(buffers)
         for parameter, requires_grad, grad in gradients:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Run transformer blocks of torch through their modules, not through fused inference kernels.
+
+    In evaluation mode ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention`` hand their raw
+    weights to one kernel: modules inside are then neither called nor seen by hooks, and
+    ``torch.utils.flop_counter`` counts nothing.
+    """
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

@@ -1,0 +1,128 @@
+"""Watching one forward pass: which layers are called on what, and which weights are read from outside."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+_METADATA = frozenset(
+    (
+        "__get__", "size", "dim", "numel", "nelement", "stride", "element_size", "is_floating_point",
+        "is_complex", "is_contiguous", "get_device", "ndimension", "__len__", "__hash__",
+        "storage_offset", "data_ptr", "untyped_storage", "__repr__", "is_shared", "is_pinned",
+    )
+)  # fmt: skip
+
+
+@dataclass
+class Usage:
+    """What one forward pass did with one layer."""
+
+    inputs: list[tuple[int, ...]] = field(default_factory=list)
+    outputs: list[tuple[int, ...]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+    def object(self, reason: str) -> None:
+        """Note a reason against replacing the layer, once."""
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+
+
+class Watch(TorchFunctionMode):
+    """Records :class:`Usage` of ``layers`` (by name) while it is active and its hooks are on."""
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.usage: dict[str, Usage] = {}  # in the order of first calls
+        self._names = {id(module): name for name, module in layers.items()}
+        self._owners: dict[int, list[int]] = {}
+        for module in layers.values():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    self._owners.setdefault(id(parameter), []).append(id(module))
+        self._stack: list[int] = []
+
+    def _note(self, module: int) -> Usage:
+        return self.usage.setdefault(self._names[module], Usage())
+
+    def _running(self, module: int) -> bool:
+        return bool(self._stack) and self._stack[-1] == module
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run ``func``; a weight among its arguments, read while its owner is not running, is noted."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        for tensor in _tensors((args, kwargs)):
+            owners = self._owners.get(id(tensor), [])
+            if not owners or any(map(self._running, owners)):
+                continue
+            name = getattr(func, "__name__", str(func))
+            if name in _METADATA and not any(_tensors(result)):
+                continue
+            for owner in owners:
+                self._note(owner).object(f"its weight is used functionally (by torch's {name!r})")
+        return result
+
+    def read(self, module: nn.Module, attribute: str) -> None:
+        """Note that ``module.attribute`` was looked up."""
+        key = id(module)
+        if key in self._names and attribute in module._parameters and not self._running(key):
+            self._note(key).object(f"its {attribute} is read outside its own forward")
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook (with keyword arguments) of a watched layer."""
+        self._stack.append(id(module))
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Forward hook (with keyword arguments) of a watched layer."""
+        while self._stack and self._stack.pop() != id(module):
+            pass  # a forward that raised, and whose caller went on, left its entry behind
+        usage = self._note(id(module))
+        values = [*args, *kwargs.values()]
+        if len(values) != 1 or (kwargs and "input" not in kwargs):
+            usage.object("it is called with more than its input")
+        if not values or not isinstance(values[0], torch.Tensor) or not isinstance(output, torch.Tensor):
+            usage.object("it is called on something other than a tensor")
+            return
+        usage.inputs.append(tuple(values[0].shape))
+        usage.outputs.append(tuple(output.shape))
+
+
+@contextmanager
+def watching(layers: Mapping[str, nn.Module]) -> Iterator[Watch]:
+    """Watch ``layers`` inside the block; hooks and the attribute spy come off whatever happens."""
+    watch = Watch(layers)
+    plain_getattr = nn.Module.__getattr__
+
+    def spying_getattr(module: nn.Module, attribute: str) -> Any:
+        watch.read(module, attribute)
+        return plain_getattr(module, attribute)
+
+    handles = []
+    try:
+        for module in layers.values():
+            handles.append(module.register_forward_pre_hook(watch.enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(watch.leave, with_kwargs=True))
+        nn.Module.__getattr__ = spying_getattr  # type: ignore[method-assign]
+        with watch:
+            yield watch
+    finally:
+        nn.Module.__getattr__ = plain_getattr  # type: ignore[method-assign]
+        for handle in handles:
+            handle.remove()
