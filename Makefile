@@ -45,7 +45,7 @@ bench: $(VENV)/.installed-bench ## run the benchmarks (minutes to hours; BENCH_A
 	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script $(BENCH_ARGS); done
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/, warnings are errors
-	$(BIN)/mkdocs build --strict --site-dir $(abspath $(SITE))
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(abspath $(SITE))
 
 clean: ## remove what the targets above wrote, but no results
 	rm -rf $(VENV) $(SITE) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

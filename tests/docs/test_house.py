@@ -1,0 +1,58 @@
+"""What the README, the documentation and the package's metadata say about each other stays true."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def _links(page: Path) -> list[str]:
+    return re.findall(r"\]\((?!https?://)([^)#\s]+)", page.read_text())
+
+
+def test_make_help_lists_the_targets() -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^  make (\w+)", shown, re.MULTILINE)
+    assert {"help", "demo", "test", "check", "bench", "docs"} <= set(targets)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+)
+def test_make_targets_that_pages_name_exist(page: Path) -> None:
+    rules = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^\$ |`)make (\w+)", page.read_text(), re.MULTILINE))
+    assert named <= rules
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    links = _links(page)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_one_version_everywhere() -> None:
+    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited and cited[1] == METADATA["project"]["version"]
+
+
+def test_extras_that_pages_name_exist() -> None:
+    extras = set(METADATA["project"]["optional-dependencies"])
+    pages = README + (ROOT / "docs" / "install.md").read_text()
+    named = {
+        name for group in re.findall(r"pip install[^\n]*\[([\w,]+)\]", pages) for name in group.split(",")
+    }
+    assert named and named <= extras
+
+
+def test_documented_extras_are_all_extras() -> None:
+    table = re.findall(r"^\| (`[^|]+) \|", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE)
+    documented = {name for cell in table for name in re.findall(r"`(\w+)`", cell)}
+    assert documented == set(METADATA["project"]["optional-dependencies"])
