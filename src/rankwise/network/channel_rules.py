@@ -253,7 +253,8 @@ def _meet(space: LabelSpace, a: Tensor, b: Tensor) -> Tensor:
 
 _RULES: dict[str, Callable[[Call], Any]] = {
     **dict.fromkeys(("clone", "_to_copy", "alias", "detach", "lift_fresh", "contiguous", "zeros_like",
-                     "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "fill", "zero"), _same),
+                     "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "fill", "zero"),
+                    _same),
     **dict.fromkeys(("permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "stack", "flip", "repeat",
                      "pixel_shuffle", "pixel_unshuffle"), _move),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten"), _view),
