@@ -1,1 +1,3 @@
-"""Make trained PyTorch networks smaller and faster by the low-dimensional structure of their layers."""
+"""Make trained PyTorch networks smaller and faster: any ``nn.Module`` in, plain torch modules out."""
+
+__version__ = "0.1.0"

@@ -1,1 +1,26 @@
 """Ways to approximate one layer or one channel group."""
+
+from rankwise.methods import pca, svd, whitened  # noqa: F401 (registers them)
+from rankwise.methods.base import (
+    Candidates,
+    Choice,
+    Method,
+    Statistic,
+    Unit,
+    get_method,
+    methods,
+    parse_methods,
+    register,
+)
+
+__all__ = [
+    "Candidates",
+    "Choice",
+    "Method",
+    "Statistic",
+    "Unit",
+    "get_method",
+    "methods",
+    "parse_methods",
+    "register",
+]

@@ -129,3 +129,21 @@ def get_method(name: str, **config: Any) -> Any:
         if option not in options:
             raise UnknownNameError(f"option of method {name!r}", option, options)
     return known[name](**config)
+
+
+def parse_methods(text: str, options: dict[str, Any] | None = None) -> list[Any]:
+    """The methods that ``text`` names, separated by commas, each with those of ``options`` that it has.
+
+    Raises:
+        UnknownNameError: an unknown method, or an option that none of them has.
+    """
+    names = [name.strip() for name in text.split(",")]
+    known = {name: {f.name for f in fields(type(get_method(name)))} for name in names}
+    given = options or {}
+    allowed = set().union(*known.values())
+    for option in given:
+        if option not in allowed:
+            raise UnknownNameError(f"option of method {text!r}", option, allowed)
+    return [
+        get_method(name, **{k: v for k, v in given.items() if k in its}) for name, its in known.items()
+    ]

@@ -1,7 +1,7 @@
 """Feeding batches of any form to a model: tensors, tuples, dicts, Hugging Face ``BatchEncoding``."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -92,3 +92,23 @@ def to_device(batch: Any, device: torch.device) -> Any:
         moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         return moved
     return type(batch)([v.to(device) if isinstance(v, torch.Tensor) else v for v in batch])
+
+
+def first_batch(calibration: Iterable[Any] | None) -> Any:
+    """The first of the calibration batches.
+
+    Raises:
+        CalibrationError: there is none, or ``calibration`` can be iterated only once.
+    """
+    if calibration is None:
+        raise CalibrationError(
+            "Neither calibration batches nor an example were given; one batch is needed to count cost."
+        )
+    if iter(calibration) is calibration:
+        raise CalibrationError(
+            "The calibration data can be iterated only once (a generator or iterator was given); "
+            "pass a DataLoader or a list of batches, or give example= too."
+        )
+    for batch in calibration:
+        return batch
+    raise CalibrationError("The calibration loader is empty: it gave no batch. At least one is needed.")

@@ -1,0 +1,199 @@
+"""The commands that make and judge networks: compress, evaluate, compare, plan, apply."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rankwise.cli import options
+from rankwise.cli.console import percent, print_json, print_table, progress_bars, short
+from rankwise.data import load_data
+from rankwise.evaluation import evaluate as evaluate_model
+from rankwise.experiments.single import (
+    METRICS_FILE,
+    MODEL_FILE,
+    PLAN_FILE,
+    Run,
+    compress_run,
+    costs,
+    execute,
+    load_any,
+    prepare,
+)
+from rankwise.io import save
+from rankwise.models import load_model
+from rankwise.plan import Plan
+from rankwise.reapply import apply as apply_plan
+
+Metrics = dict[str, Any]
+
+
+def _accuracy(metrics: Metrics) -> str:
+    if metrics.get("perplexity") is not None:
+        return f"perplexity {metrics['perplexity']:.3f}"
+    return percent(metrics.get("top1"))
+
+
+def print_metrics(title: str, metrics: Metrics) -> None:
+    """The table of one compression: original beside compressed."""
+    before, after = metrics["original"], metrics["compressed"]
+    rows = [
+        ["top-1" if before.get("perplexity") is None else "quality", _accuracy(before), _accuracy(after), ""]
+    ]
+    rows.append(["agreement", "", percent(after.get("agreement")), ""])
+    for name in ("params", "macs", "bytes"):
+        rows.append([name, short(before[name]), short(after[name]), percent(after[f"{name}_fraction"])])
+    print_table(title, ("", "original", "compressed", "kept"), rows, right=(1, 2, 3))
+
+
+def compress(
+    model: options.ModelName,
+    data: options.Data,
+    weights: options.Weights = None,
+    method: options.Method = "whitened",
+    method_option: options.MethodOptions = None,
+    allocator: options.Allocator = "knapsack",
+    allocator_option: options.AllocatorOptions = None,
+    budget: options.BudgetText = "macs=0.5",
+    recovery: options.Recovery = None,
+    calibration: options.Calibration = None,
+    seed: options.Seed = 0,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    multiple_of: options.MultipleOf = 1,
+    max_memory: options.MaxMemory = None,
+    out: options.Out = None,
+    json: options.Json = False,
+) -> None:
+    """Compress a network to a budget, evaluate it on the test split, and save it."""
+    run = _run(model, data, weights, method, method_option, allocator, allocator_option, budget, recovery,
+               calibration, seed, include, exclude, multiple_of, max_memory)  # fmt: skip
+    with progress_bars(quiet=json) as progress:
+        metrics = execute(run, out, progress)
+    if json:
+        print_json(metrics)
+        return
+    print_metrics(f"{model}, {method}, {allocator}, budget {budget}", metrics)
+    if out is not None:
+        typer.echo(f"written to {out}: {MODEL_FILE}, {PLAN_FILE}, {METRICS_FILE}")
+
+
+def _run(
+    model: str, data: str, weights: str | None, method: str, method_option: list[str] | None, allocator: str,
+    allocator_option: list[str] | None, budget: str, recovery: list[str] | None, calibration: int | None,
+    seed: int, include: list[str] | None, exclude: list[str] | None, multiple_of: int,
+    max_memory: float | None,
+) -> Run:  # fmt: skip
+    return Run(
+        model, data, weights, method, options.settings(method_option), allocator,
+        options.settings(allocator_option), budget, tuple(recovery or ()), calibration, seed=seed,
+        include=tuple(include or ()), exclude=tuple(exclude or ()), multiple_of=multiple_of,
+        max_memory=None if max_memory is None else int(max_memory * 2**30),
+    )  # fmt: skip
+
+
+def evaluate(
+    model: options.FileOrModel,
+    data: options.Data,
+    weights: options.Weights = None,
+    reference: Annotated[str | None, typer.Option(help="A FILE or MODEL to compare decisions with.")] = None,
+    reference_weights: Annotated[str | None, typer.Option(help="Weights of the reference.")] = None,
+    skeleton: Annotated[
+        str | None, typer.Option(help="Architecture of the file, if its plan does not say.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Evaluate a network or a saved file on the test split of a data set."""
+    loaded = load_any(model, weights, skeleton)
+    against = None if reference is None else load_any(reference, reference_weights).module
+    test = load_data(data, transform=loaded.preprocessing).testing().batches()
+    found = evaluate_model(loaded.module, test, reference=against).to_json()
+    example = next(iter(test))
+    metrics = {"model": model, "data": data, **found, **costs(loaded.module, example)}
+    if Path(model).is_file():
+        metrics["file_bytes"] = Path(model).stat().st_size
+    if json:
+        print_json(metrics)
+        return
+    simple = [(name, value) for name, value in metrics.items() if isinstance(value, (int, float, str))]
+    rows = [[name, f"{value:.4f}" if isinstance(value, float) else str(value)] for name, value in simple]
+    print_table(f"{model} on {data}", ("measure", "value"), rows, right=(1,))
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="The reference: FILE or MODEL.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="FILE or MODEL.")],
+    data: options.Data,
+    first_weights: Annotated[str | None, typer.Option(help="Weights of A.")] = None,
+    second_weights: Annotated[str | None, typer.Option(help="Weights of B.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Compare the decisions of two networks, example by example: agreement, flips, per-class figures."""
+    a, b = load_any(first, first_weights), load_any(second, second_weights)
+    test = load_data(data, transform=a.preprocessing).testing().batches()
+    found = evaluate_model(b.module, test, reference=a.module).to_json()
+    if json:
+        print_json({"a": first, "b": second, "data": data, **found})
+        return
+    rows = [[name, f"{value:.4f}" if isinstance(value, float) else str(value)]
+            for name, value in found.items() if isinstance(value, (int, float))]  # fmt: skip
+    print_table(f"{second} against {first} on {data}", ("measure", "value"), rows, right=(1,))
+
+
+def plan(
+    model: options.ModelName,
+    data: options.Data,
+    out: Annotated[Path, typer.Option(help="File for the plan.")] = Path("plan.json"),
+    weights: options.Weights = None,
+    method: options.Method = "whitened",
+    method_option: options.MethodOptions = None,
+    allocator: options.Allocator = "knapsack",
+    allocator_option: options.AllocatorOptions = None,
+    budget: options.BudgetText = "macs=0.5",
+    calibration: options.Calibration = None,
+    seed: options.Seed = 0,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    multiple_of: options.MultipleOf = 1,
+    max_memory: options.MaxMemory = None,
+    json: options.Json = False,
+) -> None:
+    """Decide what would be done to every layer, and write it as a plan to read or edit."""
+    run = _run(model, data, weights, method, method_option, allocator, allocator_option, budget, None,
+               calibration, seed, include, exclude, multiple_of, max_memory)  # fmt: skip
+    with progress_bars(quiet=json) as progress:
+        done = compress_run(run, *prepare(run), progress)
+    done.plan.save(out)
+    if json:
+        print_json({"plan": str(out), "original": done.plan.original, "final": done.plan.final})
+        return
+    rows = [
+        [edit.target, edit.op, " ".join(f"{k}={v}" for k, v in edit.choice.items()) or (edit.reason or ""),
+         short(edit.before.get("macs", 0)), short(edit.after.get("macs", 0))]
+        for edit in done.plan.edits
+    ]  # fmt: skip
+    print_table(f"plan written to {out}", ("target", "edit", "choice", "MACs", "after"), rows, right=(3, 4))
+
+
+def apply(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan file.")],
+    model: options.ModelName,
+    data: options.OptionalData = None,
+    weights: options.Weights = None,
+    calibration: options.Calibration = None,
+    seed: options.Seed = 0,
+    out: Annotated[Path, typer.Option(help="File for the model.")] = Path(MODEL_FILE),
+    json: options.Json = False,
+) -> None:
+    """Build what a plan says, from the network's weights and calibration data, and save it."""
+    loaded = load_model(model, weights)
+    batches = None
+    if data is not None:
+        batches = load_data(data, transform=loaded.preprocessing).calibration(calibration, seed).batches()
+    built = apply_plan(Plan.load(plan), loaded.module, batches, example=loaded.example, seed=seed)
+    save(built, out)
+    found = {"model": str(out), **costs(built, loaded.example)}
+    if json:
+        print_json(found)
+    else:
+        typer.echo(f"written to {out}: {short(found['params'])} parameters, {short(found['macs'])} MACs")

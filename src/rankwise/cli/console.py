@@ -1,0 +1,74 @@
+"""Printing: tables for people, one JSON object for programs, progress on standard error."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from rankwise.progress import Progress, silent
+
+errors = Console(stderr=True, highlight=False)
+
+
+def print_json(content: Any) -> None:
+    """Print one JSON object to standard output."""
+    sys.stdout.write(json.dumps(content, indent=1) + "\n")
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()
+) -> None:
+    """Print a table that fits the terminal; the columns in ``right`` are aligned right."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False).print(table)
+
+
+def short(number: float) -> str:
+    """A count with three digits and a unit: 40.6M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:g}"
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as a percentage with two decimals; a dash for None."""
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+@contextmanager
+def progress_bars(quiet: bool) -> Iterator[Progress]:
+    """A progress callback: bars on a terminal, one plain line per stage in a pipe, nothing if quiet."""
+    if quiet and not errors.is_terminal:
+        yield silent
+        return
+    if not errors.is_terminal:
+        seen: set[str] = set()
+
+        def line(stage: str, done: int, total: int) -> None:
+            if stage not in seen:
+                seen.add(stage)
+                errors.print(f"{stage} ...", markup=False)
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with RichProgress(*columns, console=errors, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def bar(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done + 1, total=total)
+
+        yield bar

@@ -1,0 +1,107 @@
+"""The commands that only look: inspect, methods."""
+
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from rankwise.allocation import allocators
+from rankwise.cli import options
+from rankwise.cli.console import print_json, print_table, short
+from rankwise.data import load_data
+from rankwise.errors import RankwiseError
+from rankwise.methods import get_method
+from rankwise.methods import methods as known_methods
+from rankwise.models import load_model
+from rankwise.network import Layer, find_layers, model_cost
+
+
+def _spectrum(layer: Layer) -> dict[str, Any]:
+    """Ranks per group that keep 50, 90, 99 % of the weights' squared Frobenius norm, and the full rank."""
+    values = torch.linalg.svdvals(layer.matrix()).square().sum(0)
+    kept = values.cumsum(0) / values.sum().clamp_min(1e-300)
+    ranks = {f"rank{p}": int((kept < p / 100).sum()) + 1 for p in (50, 90, 99)}
+    return {name: min(rank, len(values)) for name, rank in ranks.items()} | {"full": len(values)}
+
+
+def _describe(layer: Layer, method: str) -> dict[str, Any]:
+    g = layer.geometry
+    return {
+        "name": layer.name,
+        "kind": type(layer.module).__name__,
+        "in_channels": g.in_channels,
+        "out_channels": g.out_channels,
+        "kernel_size": list(g.kernel_size),
+        "stride": list(g.stride),
+        "groups": g.groups,
+        "positions": layer.positions,
+        "calls": layer.calls,
+        "params": layer.cost.params,
+        "macs": layer.cost.macs,
+        "reason": layer.reason or get_method(method).supports(layer),
+        "spectrum": None if layer.reason else _spectrum(layer),
+    }
+
+
+def inspect(
+    model: options.ModelName,
+    data: options.OptionalData = None,
+    weights: options.Weights = None,
+    method: Annotated[str, typer.Option(help="The method whose reasons are shown.")] = "whitened",
+    json: options.Json = False,
+) -> None:
+    """List every layer: shape, cost, the ranks its spectrum needs, and why it cannot be helped, if so."""
+    loaded = load_model(model, weights)
+    example: Any = loaded.example
+    if data is not None:
+        found = load_data(data, transform=loaded.preprocessing)
+        split = found.test or found.train
+        if split is None:
+            raise RankwiseError(f"Data set {data!r} has no examples to look at.")
+        example = next(iter(split.take(1).batches(1)))
+    if example is None:
+        raise RankwiseError(f"{model} comes without an example input; give one with --data.")
+    layers = [_describe(layer, method) for layer in find_layers(loaded.module, example)]
+    cost = model_cost(loaded.module, example).as_dict()
+    if json:
+        print_json({"model": model, "cost": cost, "layers": layers})
+        return
+    rows = []
+    for layer in layers:
+        shape = f"{layer['in_channels']}>{layer['out_channels']}"
+        if layer["kernel_size"]:
+            shape += " " + "x".join(map(str, layer["kernel_size"]))
+        if layer["groups"] > 1:
+            shape += f" g{layer['groups']}"
+        s = layer["spectrum"]
+        ranks = "" if s is None else f"{s['rank50']}/{s['rank90']}/{s['rank99']}/{s['full']}"
+        note = layer["reason"] or ""
+        rows.append([layer["name"], shape, short(layer["params"]), short(layer["macs"]), ranks, note])
+    total = {name: short(value) for name, value in cost.items()}
+    title = f"{model}: {total['params']} parameters, {total['macs']} MACs, {total['bytes']} bytes"
+    columns = ("layer", "shape", "params", "MACs", "rank 50/90/99/full", "left alone because")
+    print_table(title, columns, rows, right=(2, 3, 4))
+
+
+def methods(json: options.Json = False) -> None:
+    """List every method and allocator, what each needs, and where it comes from."""
+    found = [
+        {
+            "name": name,
+            "summary": kind.summary,
+            "needs": sorted(get_method(name).requires) or ["weights only"],
+            "source": kind.source,
+        }
+        for name, kind in known_methods().items()
+    ]
+    shares = [{"name": n, "summary": k.summary, "source": k.source} for n, k in allocators().items()]
+    if json:
+        print_json({"methods": found, "allocators": shares})
+        return
+    rows = [[m["name"], m["summary"], ", ".join(m["needs"]), m["source"]] for m in found]
+    print_table("methods", ("name", "what it does", "needs", "source"), rows)
+    print_table(
+        "allocators",
+        ("name", "what it does", "source"),
+        [[s["name"], s["summary"], s["source"]] for s in shares],
+    )

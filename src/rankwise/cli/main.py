@@ -1,0 +1,57 @@
+"""The command ``rankwise``: parse, call, print; exit codes 0 done, 1 failed, 2 not understood."""
+
+import sys
+
+import typer
+
+import rankwise
+from rankwise.cli import compression, demo, inspection
+from rankwise.cli.console import errors
+from rankwise.errors import RankwiseError
+
+app = typer.Typer(
+    name="rankwise",
+    help="Make trained PyTorch networks smaller and faster: any nn.Module in, plain torch modules out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (
+    demo.demo,
+    compression.compress,
+    compression.evaluate,
+    compression.compare,
+    inspection.inspect,
+    inspection.methods,
+    compression.plan,
+    compression.apply,
+):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(rankwise.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
+    ),
+) -> None:
+    """Make trained PyTorch networks smaller and faster: any nn.Module in, plain torch modules out."""
+
+
+def main() -> None:
+    """Run the command line; a :class:`RankwiseError` becomes a message and exit code 1."""
+    try:
+        app()
+    except RankwiseError as error:
+        errors.print(f"[bold red]error[/]: {type(error).__name__}: ", end="")
+        errors.print(str(error), markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("interrupted; nothing half-written was left", markup=False)
+        sys.exit(1)

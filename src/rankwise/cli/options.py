@@ -1,0 +1,66 @@
+"""Options that several commands share."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rankwise.errors import RankwiseError
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A network: NAME, torchvision:NAME, package.module:callable.")
+]
+FileOrModel = Annotated[
+    str, typer.Argument(metavar="FILE|MODEL", help="A file that rankwise saved, or a network.")
+]
+Data = Annotated[
+    str, typer.Option("--data", help="A data set: digits, cifar10, imagefolder:PATH, random:3,224,224, ...")
+]
+OptionalData = Annotated[
+    str | None, typer.Option("--data", help="A data set; needed where a method looks at data.")
+]
+Weights = Annotated[str | None, typer.Option(help="A file with the network's weights.")]
+Method = Annotated[
+    str, typer.Option("--method", help="A method, or several separated by commas that compete per layer.")
+]
+MethodOptions = Annotated[
+    list[str] | None, typer.Option("--method-option", metavar="NAME=VALUE", help="A setting of the method.")
+]
+Allocator = Annotated[str, typer.Option("--allocator", help="How the budget is shared among layers.")]
+AllocatorOptions = Annotated[
+    list[str] | None,
+    typer.Option("--allocator-option", metavar="NAME=VALUE", help="A setting of the allocator."),
+]
+BudgetText = Annotated[
+    str, typer.Option("--budget", help="What is KEPT, as fractions or numbers: params=0.5,macs=0.6")
+]
+Recovery = Annotated[
+    list[str] | None, typer.Option("--recovery", help="A recovery without labels; may be repeated.")
+]
+Calibration = Annotated[
+    int | None, typer.Option(help="Calibration examples, out of the training split [default: up to 1024].")
+]
+Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
+Include = Annotated[list[str] | None, typer.Option("--include", help="Glob of layers that may change.")]
+Exclude = Annotated[list[str] | None, typer.Option("--exclude", help="Glob of layers that must not change.")]
+MultipleOf = Annotated[int, typer.Option(help="Ranks are multiples of this number.")]
+MaxMemory = Annotated[
+    float | None, typer.Option(help="GiB that the calibration statistics may take at once.")
+]
+Out = Annotated[Path | None, typer.Option(help="Folder for the model, the plan and the metrics.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def settings(pairs: list[str] | None) -> dict[str, Any]:
+    """``["rank=3", "side=input"]`` as a dict; values are JSON where they can be, text otherwise."""
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise RankwiseError(f"The setting {pair!r} was given; allowed is NAME=VALUE.")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

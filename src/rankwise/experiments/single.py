@@ -1,0 +1,136 @@
+"""One experiment: load, compress, evaluate, save. The command line and the benchmarks call it."""
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rankwise.budget import Budget
+from rankwise.compress import Compression, compression
+from rankwise.data import DataSet, load_data
+from rankwise.errors import RankwiseError
+from rankwise.evaluation import evaluate
+from rankwise.files import write_text
+from rankwise.io import load, read_plan, save
+from rankwise.models import LoadedModel, load_model
+from rankwise.network import count_bytes, count_macs, count_params
+from rankwise.progress import Progress, silent
+
+MODEL_FILE, PLAN_FILE, METRICS_FILE = "model.safetensors", "plan.json", "metrics.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is compressed, how, and on which data; every field is JSON-able."""
+
+    model: str
+    data: str
+    weights: str | None = None
+    method: str = "whitened"
+    method_options: dict[str, Any] = field(default_factory=dict)
+    allocator: str = "knapsack"
+    allocator_options: dict[str, Any] = field(default_factory=dict)
+    budget: str = "macs=0.5"
+    recovery: tuple[str, ...] = ()
+    calibration: int | None = None
+    batch_size: int = 128
+    seed: int = 0
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    multiple_of: int = 1
+    max_memory: int | None = None
+
+
+def prepare(run: Run) -> tuple[LoadedModel, DataSet]:
+    """The network and the data set of ``run``, the data prepared as the network reads them."""
+    loaded = load_model(run.model, run.weights, seed=run.seed)
+    return loaded, load_data(run.data, transform=loaded.preprocessing)
+
+
+def costs(model: nn.Module, example: Any) -> dict[str, int]:
+    """Parameters, MACs of one example and bytes of the stored state, by name."""
+    return {"params": count_params(model), "macs": count_macs(model, example), "bytes": count_bytes(model)}
+
+
+def compress_run(run: Run, loaded: LoadedModel, data: DataSet, progress: Progress = silent) -> Compression:
+    """Compress the network of ``run`` on calibration examples out of the training split."""
+    from rankwise.allocation import get_allocator
+    from rankwise.methods import parse_methods
+
+    batches = data.calibration(run.calibration, run.seed).batches(run.batch_size)
+    return compression(
+        loaded.module,
+        batches,
+        Budget.parse(run.budget),
+        method=parse_methods(run.method, run.method_options),
+        allocator=get_allocator(run.allocator, **run.allocator_options),
+        recovery=run.recovery,
+        include=run.include or None,
+        exclude=run.exclude or None,
+        multiple_of=run.multiple_of,
+        max_memory=run.max_memory,
+        seed=run.seed,
+        progress=progress,
+        notes={"model": run.model, "data": run.data, "calibration": len(batches.split)},
+    )
+
+
+def execute(run: Run, out: Path | None = None, progress: Progress = silent) -> dict[str, Any]:
+    """Compress and evaluate; with ``out`` also save the model, the plan and the metrics there.
+
+    Returns the metrics: ``original`` and ``compressed`` (accuracy, agreement and cost), ``seconds``.
+    """
+    loaded, data = prepare(run)
+    test = data.testing().batches(run.batch_size)
+    done = compress_run(run, loaded, data, progress)
+    start = time.perf_counter()
+    progress("evaluate", 0, 1)
+    after = evaluate(done.model, test, reference=loaded.module)
+    before = evaluate(loaded.module, test)
+    seconds = {**done.seconds, "evaluate": time.perf_counter() - start}
+    original, final = done.original.as_dict(), done.final.as_dict()
+    fractions = {f"{name}_fraction": final[name] / original[name] for name in final}
+    metrics: dict[str, Any] = {
+        "model": run.model,
+        "data": run.data,
+        "method": run.method,
+        "allocator": run.allocator,
+        "budget": Budget.parse(run.budget).as_dict(),
+        "seed": run.seed,
+        "original": {**before.to_json(), **original},
+        "compressed": {**after.to_json(), **final, **fractions},
+        "seconds": seconds,
+    }
+    if out is not None:
+        save(done.model, out / MODEL_FILE)
+        done.plan.save(out / PLAN_FILE)
+        metrics["compressed"]["file_bytes"] = (out / MODEL_FILE).stat().st_size
+        write_text(out / METRICS_FILE, json.dumps(metrics, indent=1) + "\n")
+    return metrics
+
+
+def load_any(spec: str, weights: str | None = None, skeleton: str | None = None) -> LoadedModel:
+    """A network by specification, or a saved one by the path of its file.
+
+    Args:
+        spec: what :func:`rankwise.models.load_model` takes, or a file that :func:`rankwise.save` wrote.
+        weights: a weights file for a network by specification.
+        skeleton: the architecture of a saved one, by default what its plan names.
+    """
+    path = Path(spec)
+    if path.suffix != ".safetensors" and not path.is_file():
+        return load_model(spec, weights)
+    settings = read_plan(path).settings
+    named = skeleton or next((s["model"] for s in settings if "model" in s), None)
+    if named is None:
+        raise RankwiseError(
+            f"The plan in {spec!r} does not name the architecture it belongs to; give it with --skeleton."
+        )
+    original = load_model(named)
+    return LoadedModel(
+        spec, load(path, original.module), original.example, original.preprocessing, original.dataset,
+        original.task,
+    )  # fmt: skip

@@ -1,0 +1,242 @@
+"""The stage that replaces single layers: find, calibrate, list candidates, allocate, build."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from rankwise.allocation import Allocator, Table, apply_overrides, restrict, with_dense
+from rankwise.errors import BudgetError, CalibrationError
+from rankwise.methods import Candidates, Choice, Method, Statistic
+from rankwise.network import Cost, Layer, find_layers
+from rankwise.network.batchnorm import following_scales
+from rankwise.network.names import Patterns
+from rankwise.network.spec import describe
+from rankwise.network.surgery import replace_
+from rankwise.plan import Edit
+from rankwise.progress import Progress, Stopwatch, silent
+from rankwise.statistics import LayerStatistics, collect
+
+Batches = Iterable[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """All that may be done to one layer: a table whose option 0 leaves it dense.
+
+    ``origin[i]`` says which method option ``i + 1`` comes from, and which candidate of it it is.
+    """
+
+    layer: Layer
+    table: Table
+    origin: Sequence[tuple[Method, Candidates, int]]
+
+    def pick(self, option: int) -> tuple[Method, Choice]:
+        """The method and the choice behind ``option``, which is not 0."""
+        method, candidates, index = self.origin[option - 1]
+        return method, candidates.choice(index)
+
+    def edit(self, option: int) -> Edit:
+        """What choosing ``option`` does, but for the module."""
+        before = {"params": self.layer.cost.params, "macs": self.layer.cost.macs}
+        if option == 0:
+            return Edit("keep", self.layer.name, before=before, after=before, reason="kept by the allocator")
+        method, candidates, index = self.origin[option - 1]
+        after = {"params": int(candidates.params[index]), "macs": int(candidates.macs[index])}
+        return Edit(
+            "replace",
+            self.layer.name,
+            method.name,
+            method.config(),
+            candidates.choice(index),
+            float(candidates.error[index]),
+            candidates.scale,
+            candidates.unit,
+            before,
+            after,
+        )
+
+
+def merged(offers: Sequence[tuple[Method, Candidates]]) -> Candidates:
+    """The candidates of several methods for one layer as one; a choice that a method lacks is 0 or ""."""
+    if len(offers) == 1:
+        return offers[0][1]
+    kinds = {name: values.dtype.kind for _, c in offers for name, values in c.choices.items()}
+    blank = {name: "" if kind in "US" else 0 for name, kind in kinds.items()}
+    columns = {
+        name: np.concatenate([c.choices.get(name, np.full(len(c), blank[name])) for _, c in offers])
+        for name in kinds
+    }
+    return Candidates(
+        np.concatenate([c.params for _, c in offers]),
+        np.concatenate([c.macs for _, c in offers]),
+        np.concatenate([c.error for _, c in offers]),
+        columns,
+        offers[0][1].unit,
+        max(c.scale for _, c in offers),
+    )
+
+
+@dataclass(eq=False)
+class Factorisation:
+    """Settings of the stage; :meth:`run_` changes a model in place and returns the edits."""
+
+    methods: Sequence[Method]
+    allocator: Allocator
+    limits: Mapping[str, int]
+    include: Patterns | None = None
+    exclude: Patterns | None = None
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    multiple_of: int = 1
+    min_rank: int = 1
+    seed: int = 0
+    max_memory: int | None = None
+    progress: Progress = silent
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    def run_(
+        self, work: nn.Module, original: nn.Module, example: Any, batches: Batches | None, cost: Cost
+    ) -> list[Edit]:
+        """Replace layers of ``work``, a copy of ``original`` of cost ``cost``, so that the limits hold.
+
+        Returns one edit per layer, in execution order, those that keep a layer included.
+        """
+        layers = find_layers(work, example, self.include, self.exclude)
+        if any(getattr(method, "batchnorm", False) for method in self.methods):
+            scales = following_scales(work, example)
+            layers = [replace(layer, output_scale=scales.get(layer.name)) for layer in layers]
+        able = {layer.name: self._able(layer) for layer in layers}
+        statistics = self.collect(work, [layer for layer in layers if able[layer.name]], batches, able)
+        options, kept = self._options(layers, able, statistics)
+        chosen = list(zip(options, self._allocate([o.table for o in options], cost), strict=True))
+        edits = {o.layer.name: o.edit(index) for o, index in chosen}
+        picked = [(o.layer, *o.pick(index)) for o, index in chosen if index > 0]
+        built = self.build_(work, original, batches, picked, statistics)
+        edits |= {name: replace(edits[name], module=describe(module)) for name, module in built.items()}
+        return [edits.get(layer.name) or self._kept(layer, kept) for layer in layers]
+
+    def _able(self, layer: Layer) -> list[Method]:
+        """The methods that can treat ``layer``."""
+        if layer.reason is not None:
+            return []
+        return [method for method in self.methods if method.supports(layer) is None]
+
+    def _kept(self, layer: Layer, reasons: Mapping[str, str]) -> Edit:
+        cost = {"params": layer.cost.params, "macs": layer.cost.macs}
+        reason = layer.reason or reasons.get(layer.name)
+        if reason is None:
+            refusals = {method.supports(layer) for method in self.methods}
+            reason = "; ".join(sorted(filter(None, refusals)))
+        return Edit("keep", layer.name, before=cost, after=cost, reason=reason)
+
+    def collect(
+        self,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        batches: Batches | None,
+        able: Mapping[str, Sequence[Method]],
+        reference: nn.Module | None = None,
+    ) -> dict[str, LayerStatistics]:
+        """The statistics that the methods in ``able`` ask for, of those ``layers`` that have any."""
+        needs: dict[str, frozenset[Statistic]] = {
+            layer.name: frozenset().union(*(method.requires for method in able[layer.name]))
+            for layer in layers
+        }
+        if reference is None:
+            needs = {name: need - {"target"} for name, need in needs.items()}
+        needs = {name: need for name, need in needs.items() if need}
+        if not needs:
+            return {}
+        if batches is None:
+            wanting = sorted({m.name for methods in able.values() for m in methods if m.requires})
+            raise CalibrationError(
+                f"Method {', '.join(map(repr, wanting))} needs calibration batches and none were given; "
+                "pass some, or use a weight-only method such as 'svd'."
+            )
+        with self.watch("calibrate"):
+            return collect(
+                model,
+                [layer for layer in layers if layer.name in needs],
+                batches,
+                needs,
+                reference=reference,
+                max_memory=self.max_memory,
+                seed=self.seed,
+                progress=self.progress,
+            )
+
+    def _options(
+        self,
+        layers: Sequence[Layer],
+        able: Mapping[str, Sequence[Method]],
+        statistics: Mapping[str, LayerStatistics],
+    ) -> tuple[list[Options], dict[str, str]]:
+        options: list[Options] = []
+        kept: dict[str, str] = {}
+        with self.watch("decompose"):
+            for done, layer in enumerate(layers):
+                self.progress("decompose", done, len(layers))
+                known = statistics.get(layer.name)
+                if known is not None and known.positions <= 0:
+                    kept[layer.name] = "no calibration example reached it"
+                    continue
+                offers = [(method, method.candidates(layer, known)) for method in able[layer.name]]
+                offers = [(method, candidates) for method, candidates in offers if len(candidates)]
+                if not offers:
+                    continue
+                table = with_dense(layer.name, merged(offers), layer.cost, layer.weight.element_size())
+                table = restrict(table, multiple_of=self.multiple_of, min_rank=self.min_rank)
+                origin = [(method, c, index) for method, c in offers for index in range(len(c))]
+                options.append(Options(layer, table, origin))
+        tables = apply_overrides([o.table for o in options], self.overrides)
+        return [replace(o, table=t) for o, t in zip(options, tables, strict=True)], kept
+
+    def _allocate(self, tables: Sequence[Table], cost: Cost) -> list[int]:
+        """Option per table, the limits being those of the whole model of cost ``cost``."""
+        with self.watch("allocate"):
+            left: dict[str, int] = {}
+            for measure, limit in self.limits.items():
+                costs = [table.costs([measure])[:, 0] for table in tables]
+                total = getattr(cost, measure)
+                fixed = total - sum(int(c[0]) for c in costs)
+                least = [int(c[t.options].min()) for c, t in zip(costs, tables, strict=True)]
+                if fixed + sum(least) > limit:
+                    raise BudgetError(self._impossible(measure, limit, total, fixed, least, tables))
+                left[measure] = limit - fixed
+            return self.allocator.allocate(tables, left) if tables else []
+
+    def _impossible(
+        self, measure: str, limit: int, total: int, fixed: int, least: Sequence[int], tables: Sequence[Table]
+    ) -> str:
+        smallest = fixed + sum(least)
+        holders = sorted(zip(least, (t.name for t in tables), strict=True), reverse=True)[:3]
+        names = ", ".join(f"{name} ({value})" for value, name in holders)
+        methods = "+".join(method.name for method in self.methods)
+        return (
+            f"The budget {measure} <= {limit} ({limit / total:.4f} of {total}) cannot be met by {methods}: "
+            f"the smallest reachable is {smallest} ({smallest / total:.4f}). Of that, {fixed} lie outside "
+            f"the layers that it can change; most is held by {names or 'nothing else'}. "
+            f"Allowed: {measure}={smallest / total + 5e-4:.3f} or more, or another method."
+        )
+
+    def build_(
+        self,
+        work: nn.Module,
+        original: nn.Module,
+        batches: Batches | None,
+        picked: Sequence[tuple[Layer, Method, Choice]],
+        statistics: Mapping[str, LayerStatistics],
+    ) -> dict[str, nn.Module]:
+        """Replace each picked layer of ``work``; for a sequential method, after calibrating it anew."""
+        built: dict[str, nn.Module] = {}
+        for done, (layer, method, choice) in enumerate(picked):
+            self.progress("build", done, len(picked))
+            known = statistics.get(layer.name)
+            if method.sequential:
+                known = self.collect(work, [layer], batches, {layer.name: [method]}, original)[layer.name]
+            with self.watch("build"):
+                built[layer.name] = method.build(layer, known, choice)
+                replace_(work, layer.name, built[layer.name])
+        return built

@@ -1,0 +1,115 @@
+"""One file: a compressed model's tensors with its plan in the header; no pickle."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from rankwise.errors import FileFormatError, PlanError, WeightsError
+from rankwise.files import write_atomically
+from rankwise.plan import Plan, attach_plan_, plan_of, reshape_
+
+_PLAN, _ALIASES = "rankwise.plan", "rankwise.aliases"
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write ``model`` to ``path`` as safetensors, its plan in the header metadata.
+
+    Shared tensors are stored once, with their other names in the metadata. The file appears whole or
+    not at all.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    first_name: dict[tuple[Any, ...], str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        where = (id(tensor) if tensor.is_meta or tensor.numel() == 0 else tensor.data_ptr(),)
+        key = (*where, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if key in first_name:
+            aliases[name] = first_name[key]
+        else:
+            first_name[key] = name
+            tensors[name] = tensor.detach().contiguous().clone()
+    metadata = {"format": "pt", _PLAN: plan_of(model).to_json(), _ALIASES: json.dumps(aliases)}
+    write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise FileFormatError(f"There is no file {str(path)!r}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise FileFormatError(
+            f"{str(path)!r} is not a whole safetensors file ({error}); it may be truncated: write it again."
+        ) from error
+    if _PLAN not in metadata:
+        raise FileFormatError(
+            f"{str(path)!r} has no rankwise plan in its header; allowed are files written by rankwise.save."
+        )
+    return tensors, metadata
+
+
+def read_plan(path: str | Path) -> Plan:
+    """The plan in the header of a file that :func:`save` wrote, without the tensors.
+
+    Raises:
+        FileFormatError: the file is missing, truncated, or not rankwise's.
+        PlanError: its plan is malformed or from a newer version.
+    """
+    return Plan.from_json(_read(Path(path))[1][_PLAN])
+
+
+def load(path: str | Path, skeleton: nn.Module) -> nn.Module:
+    """A new model: ``skeleton`` reshaped by the plan in the file and filled with its tensors.
+
+    Args:
+        path: a file that :func:`save` wrote.
+        skeleton: the original, uncompressed architecture, with any weights, or on the meta device; it
+            is not changed.
+
+    Raises:
+        FileFormatError: the file is missing, truncated, or not rankwise's.
+        PlanError: the plan is from a newer version or does not fit the skeleton.
+        UnknownNameError: the plan names an unknown method.
+        WeightsError: the tensors do not fit the reshaped skeleton.
+    """
+    tensors, metadata = _read(Path(path))
+    plan = Plan.from_json(metadata[_PLAN])
+    model = copy.deepcopy(skeleton)
+    try:
+        reshape_(model, plan)
+    except PlanError as error:
+        raise PlanError(f"The plan in {str(path)!r} does not fit the skeleton: {error}") from error
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    state: dict[str, torch.Tensor] = {
+        name: nn.Parameter(tensor, requires_grad=parameters[name].requires_grad)
+        if name in parameters
+        else tensor
+        for name, tensor in tensors.items()
+    }
+    state |= {alias: state[name] for alias, name in json.loads(metadata.get(_ALIASES, "{}")).items()}
+    _check_fit(model, state, str(path))
+    model.load_state_dict(state, strict=True, assign=True)
+    attach_plan_(model, plan)
+    return model
+
+
+def _check_fit(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    expected = model.state_dict()
+    problems = [f"missing {name}" for name in expected if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in expected]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, the skeleton needs {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise WeightsError(f"{source!r} does not fit the skeleton: {listed}.")

@@ -1,0 +1,32 @@
+"""The methods under the battery, one line each: name, configuration, and what they claim."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MethodCase:
+    """A configured method.
+
+    ``predicts``: its error is the measured expected squared output error on the calibration data.
+    ``exact_at_full``: its last candidate reproduces the layer.
+    ``monotone``: its candidates are ordered by rank with errors that do not increase.
+    """
+
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    predicts: bool = False
+    exact_at_full: bool = True
+    monotone: bool = True
+
+    def __str__(self) -> str:
+        return "-".join([self.name, *(f"{k}={v}" for k, v in self.config.items())])
+
+
+METHOD_CASES = [
+    MethodCase("svd"),
+    MethodCase("whitened", predicts=True),
+    MethodCase("pca", predicts=True),
+    MethodCase("pca", {"centred": False}, predicts=True),
+    MethodCase("pca", {"side": "input"}, predicts=True),
+]
