@@ -1,0 +1,1 @@
+"""Tests of rankwise; the folders mirror ``src/rankwise``."""
