@@ -6,9 +6,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from rankwise.linalg.lowrank import principal_axes, tail_sums
+from rankwise.linalg.lowrank import principal_axes
 from rankwise.methods.base import Candidates, Choice, Method, Statistic, register
-from rankwise.methods.low_rank import build_two_factors, rank_candidates, too_thin
+from rankwise.methods.low_rank import build_two_factors, too_thin
+from rankwise.methods.projection import bias_by_group, build_projection, projection_candidates
 from rankwise.network.layer import Layer
 from rankwise.statistics.record import LayerStatistics
 
@@ -49,11 +50,6 @@ class PCA(Method):
         """Refuses layers whose matrices are too thin to gain."""
         return too_thin(layer)
 
-    def _mean(self, layer: Layer, statistics: LayerStatistics) -> Tensor:
-        """What is subtracted before projecting, (G, o) or (G, d)."""
-        mean = statistics.output_mean if self.side == "output" else statistics.input_mean
-        return mean if self.centred else torch.zeros_like(mean)
-
     def _axes(self, layer: Layer, statistics: LayerStatistics) -> tuple[Tensor, Tensor]:
         if self.side == "output":
             return principal_axes(statistics.output_covariance if self.centred else statistics.output_moment)
@@ -62,30 +58,27 @@ class PCA(Method):
     def candidates(self, layer: Layer, statistics: LayerStatistics | None) -> Candidates:
         """Ranks 1 to full; error is the expected squared output error of one example."""
         assert statistics is not None
-        geometry = layer.geometry
-        full = min(geometry.rows, geometry.columns) if self.side == "output" else geometry.columns
         values, axes = self._axes(layer, statistics)
-        if self.side == "input":  # input errors along different axes add up, being uncorrelated
-            values = values * (layer.matrix() @ axes).square().sum(1)
-        error = tail_sums(values).sum(0) * layer.positions
-        error[full:] = 0.0
-        return rank_candidates(layer, error[1 : full + 1].numpy(), "output", float(error[0]), bias=True)
+        bias = self.centred or layer.bias() is not None
+        if self.side == "output":
+            return projection_candidates(layer, values, "output", bias)
+        # errors along different axes of the input add up, as they are uncorrelated
+        values = values * (layer.matrix() @ axes).square().sum(1)
+        return projection_candidates(layer, values, "output", bias, full=layer.geometry.columns)
 
     def build(self, layer: Layer, statistics: LayerStatistics | None, choice: Choice) -> nn.Module:
         """Output side: U_r^T W then U_r; input side: V_r^T then W V_r; the bias keeps the mean."""
         assert statistics is not None
-        rank, weight = int(choice["rank"]), layer.matrix()
-        basis = self._axes(layer, statistics)[1][:, :, :rank]  # (G, o or d, r)
-        mean = self._mean(layer, statistics)[:, :, None]  # (G, o or d, 1)
-        bias = layer.bias()
-        bias = torch.zeros(layer.geometry.out_channels, dtype=torch.float64) if bias is None else bias
-        bias = bias.view(layer.geometry.groups, -1, 1)  # (G, o, 1)
+        basis = self._axes(layer, statistics)[1][:, :, : int(choice["rank"])]  # (G, o or d, r)
         if self.side == "output":
-            if rank == layer.geometry.columns < layer.geometry.rows:
-                basis = torch.linalg.qr(weight)[0]  # full rank: the span of W, exact off the data too
-            decoder, encoder = basis, basis.mT @ weight
-            bias = mean + basis @ (basis.mT @ (bias - mean))
-        else:
-            decoder, encoder = weight @ basis, basis.mT
-            bias = bias + weight @ (mean - basis @ (basis.mT @ mean))
-        return build_two_factors(layer, decoder, encoder, bias.flatten())
+            mean = statistics.output_mean if self.centred else None
+            if mean is None and layer.bias() is not None:
+                mean = basis.new_zeros(basis.shape[:2])
+            return build_projection(layer, basis, basis.mT, mean)
+        weight = layer.matrix()
+        bias = layer.bias()
+        if self.centred:
+            mean = statistics.input_mean[:, :, None]  # (G, d, 1)
+            left_out = weight @ (mean - basis @ (basis.mT @ mean))  # (G, o, 1)
+            bias = (bias_by_group(layer) + left_out[:, :, 0]).flatten()
+        return build_two_factors(layer, weight @ basis, basis.mT, bias)

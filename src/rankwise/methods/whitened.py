@@ -6,9 +6,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from rankwise.linalg.lowrank import principal_axes, tail_sums
+from rankwise.linalg.lowrank import principal_axes
 from rankwise.methods.base import Candidates, Choice, Method, Statistic, register
-from rankwise.methods.low_rank import build_two_factors, rank_candidates, too_thin
+from rankwise.methods.low_rank import too_thin
+from rankwise.methods.projection import build_projection, linear_moment, projection_candidates
 from rankwise.network.layer import Layer
 from rankwise.statistics.record import LayerStatistics
 
@@ -39,26 +40,14 @@ class Whitened(Method):
     def _axes(self, layer: Layer, statistics: LayerStatistics | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Eigenvalues and eigenvectors of the second moment of the output without its bias."""
         assert statistics is not None
-        moment, bias = statistics.output_moment, layer.bias()
-        if bias is not None:
-            bias = bias.view(layer.geometry.groups, -1)  # (G, o)
-            crossed = bias[:, :, None] * statistics.output_mean[:, None, :]
-            moment = moment - crossed - crossed.mT + bias[:, :, None] * bias[:, None, :]
-        return principal_axes(moment)
+        return principal_axes(linear_moment(layer, statistics.output_mean, statistics.output_moment))
 
     def candidates(self, layer: Layer, statistics: LayerStatistics | None) -> Candidates:
         """Ranks 1 to full; error is the expected squared output error of one example."""
-        assert statistics is not None
         values, _ = self._axes(layer, statistics)
-        error = tail_sums(values).sum(0) * layer.positions
-        full = min(layer.geometry.rows, layer.geometry.columns)
-        error[full:] = 0.0
-        return rank_candidates(layer, error[1 : full + 1].numpy(), "output", float(error[0]))
+        return projection_candidates(layer, values, "output", layer.bias() is not None)
 
     def build(self, layer: Layer, statistics: LayerStatistics | None, choice: Choice) -> nn.Module:
         """Encoder U_r^T W, decoder U_r."""
         basis = self._axes(layer, statistics)[1][:, :, : int(choice["rank"])]  # (G, o, r)
-        weight = layer.matrix()
-        if basis.shape[2] == layer.geometry.columns < layer.geometry.rows:
-            basis = torch.linalg.qr(weight)[0]  # full rank: span of W itself, exact off the data too
-        return build_two_factors(layer, basis, basis.mT @ weight, layer.bias())
+        return build_projection(layer, basis, basis.mT, None)
