@@ -18,6 +18,11 @@ _METADATA = frozenset(
 )  # fmt: skip
 
 
+def is_metadata(func: Any, result: Any) -> bool:
+    """Whether a torch function read no values: a shape, a data type and the like."""
+    return getattr(func, "__name__", "") in _METADATA and not any(True for _ in tensors_in(result))
+
+
 @dataclass
 class Usage:
     """What one forward pass did with one layer."""
@@ -32,14 +37,15 @@ class Usage:
             self.reasons.append(reason)
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor inside nested tuples, lists and mappings."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
+        yield from tensors_in(list(value.values()))
 
 
 class Watch(TorchFunctionMode):
@@ -68,13 +74,13 @@ class Watch(TorchFunctionMode):
         """Run ``func``; a weight among its arguments, read while its owner is not running, is noted."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        for tensor in _tensors((args, kwargs)):
+        for tensor in tensors_in((args, kwargs)):
             owners = self._owners.get(id(tensor), [])
             if not owners or any(map(self._running, owners)):
                 continue
-            name = getattr(func, "__name__", str(func))
-            if name in _METADATA and not any(_tensors(result)):
+            if is_metadata(func, result):
                 continue
+            name = getattr(func, "__name__", str(func))
             for owner in owners:
                 self._note(owner).object(f"its weight is used functionally (by torch's {name!r})")
         return result
