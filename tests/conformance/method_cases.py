@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MethodCase:
     """A configured method.
 
@@ -25,6 +25,14 @@ class MethodCase:
 
 METHOD_CASES = [
     MethodCase("svd"),
+    MethodCase("svd", {"folding": "all"}, monotone=False),
+    MethodCase("svd", {"folding": "pointwise", "metric": "input"}, predicts=True),
+    MethodCase("svd", {"metric": "input"}, predicts=True),
+    MethodCase("svd", {"metric": "two_sided"}),
+    MethodCase("spatial_svd", monotone=False),
+    MethodCase("alds", monotone=False),
+    MethodCase("alds", {"bound": "energy", "groups": 2}, monotone=False),
+    MethodCase("alds", {"metric": "input"}, predicts=True, monotone=False),
     MethodCase("whitened", predicts=True),
     MethodCase("pca", predicts=True),
     MethodCase("pca", {"centred": False}, predicts=True),

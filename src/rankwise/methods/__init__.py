@@ -1,6 +1,13 @@
 """Ways to approximate one layer or one channel group."""
 
-from rankwise.methods import pca, svd, whitened  # noqa: F401 (registers them)
+from rankwise.methods import (  # noqa: F401 (registers them)
+    alds,
+    kfac,
+    pca,
+    spatial_svd,
+    svd,
+    whitened,
+)
 from rankwise.methods.base import (
     Candidates,
     Choice,

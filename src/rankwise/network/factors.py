@@ -70,20 +70,24 @@ def chain_cost(
 
 
 def _factor_module(layer: Layer, factor: Factor) -> nn.Module:
+    """The module of one factor with unset weights; a linear one with groups takes rows of inputs only."""
     geometry = layer.geometry
+    options: dict[str, Any]
     inputs, outputs, groups = int(factor.inputs), int(factor.outputs), int(factor.groups)
     weight = layer.weight
     if geometry.kind == "linear":
-        if groups != 1:
-            raise ValueError("a linear factor has no groups")
-        return nn.Linear(inputs, outputs, bias=factor.bias, device=weight.device, dtype=weight.dtype)
+        options = {"bias": factor.bias, "device": weight.device, "dtype": weight.dtype}
+        if groups == 1:
+            return nn.Linear(inputs, outputs, **options)
+        grouped = nn.Conv1d(inputs, outputs, 1, groups=groups, **options)
+        return nn.Sequential(nn.Unflatten(1, (inputs, 1)), grouped, nn.Flatten(1))
 
     def kept(values: tuple[int, ...], default: int) -> tuple[int, ...]:
         return tuple(v if axis in factor.axes else default for axis, v in enumerate(values))
 
     kind = geometry.kind if factor.axes else "conv"
     padding = geometry.padding if isinstance(geometry.padding, str) else kept(geometry.padding, 0)
-    options: dict[str, Any] = {
+    options = {
         "kernel_size": kept(geometry.kernel_size, 1),
         "stride": kept(geometry.stride, 1),
         "padding": padding if factor.axes else 0,
@@ -121,10 +125,11 @@ def build_chain(
     that order, kernel axes being those it carries; ``biases[i]`` is ``(outputs,)`` where the factor
     has a bias and None elsewhere.
     """
-    modules = []
+    modules: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):  # module constructors draw initial weights
         for factor, weight, bias in zip(factors, weights, biases, strict=True):
-            module = _factor_module(layer, factor)
+            part = _factor_module(layer, factor)
+            module = part[1] if isinstance(part, nn.Sequential) else part
             carried = [layer.geometry.kernel_size[a] for a in sorted(factor.axes)]
             shape = (int(factor.outputs), int(factor.inputs) // int(factor.groups), *carried)
             _store_weight(module, weight.reshape(shape))
@@ -133,7 +138,7 @@ def build_chain(
                 assert isinstance(stored, torch.Tensor)
                 with torch.no_grad():
                     stored.copy_(bias)
-            modules.append(module)
+            modules.extend(part if isinstance(part, nn.Sequential) else [part])
     chain = nn.Sequential(*modules)
     chain.train(layer.module.training)
     original = layer.module.weight
