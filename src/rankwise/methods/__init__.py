@@ -2,6 +2,7 @@
 
 from rankwise.methods import (  # noqa: F401 (registers them)
     alds,
+    asymmetric,
     kfac,
     pca,
     spatial_svd,
