@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rankwise.network.channel_group import ChannelGroup, Port
 from rankwise.network.channels import find_groups
-from rankwise.network.select import apply_selection_, select_, selection_from_json
+from rankwise.network.select import apply_selection_, one_by_one, select_, selection_from_json
 
 vision = torchvision.models
 
@@ -127,6 +127,10 @@ def test_removing_planted_zero_channels_changes_nothing(
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
+    stepwise = copy.deepcopy(model)
+    for step in one_by_one(groups, kept).values():
+        apply_selection_(stepwise, step)
+    assert all(torch.equal(a, b) for a, b in zip(stepwise.parameters(), small.parameters(), strict=True))
     skeleton = copy.deepcopy(model).to("meta")
     apply_selection_(skeleton, selection_from_json(selection.to_json()))
     assert {n: t.shape for n, t in skeleton.state_dict().items()} == {

@@ -25,20 +25,16 @@ class Fold:
 
 @dataclass(frozen=True)
 class Selection:
-    """What stays, as index lists: per module its "in" and "out" channels, per parameter its dimensions.
-
-    ``biases`` names the modules that get a bias which they did not have before.
-    """
+    """What stays, as index lists: per module its "in" and "out" channels, per parameter its dimensions."""
 
     modules: dict[str, dict[str, Indices]] = field(default_factory=dict)
     parameters: dict[str, dict[int, Indices]] = field(default_factory=dict)
-    biases: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able values; :func:`selection_from_json` reads them back."""
         modules = {n: {side: _ranges(i) for side, i in sides.items()} for n, sides in self.modules.items()}
         parameters = {n: {str(d): _ranges(i) for d, i in dims.items()} for n, dims in self.parameters.items()}
-        return {"modules": modules, "parameters": parameters, "biases": list(self.biases)}
+        return {"modules": modules, "parameters": parameters}
 
 
 def _ranges(indices: Indices) -> list[list[int]]:
@@ -69,14 +65,12 @@ def selection_from_json(data: Mapping[str, Any]) -> Selection:
         parameters = {
             n: {int(d): _indices(r) for d, r in dims.items()} for n, dims in data["parameters"].items()
         }
-        return Selection(modules, parameters, tuple(str(name) for name in data["biases"]))
+        return Selection(modules, parameters)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PlanError(f"The plan holds a channel selection that cannot be read: {error!r}.") from error
 
 
-def selection_of(
-    groups: Iterable[ChannelGroup], kept: Kept, folds: Mapping[str, Fold] | None = None
-) -> Selection:
+def selection_of(groups: Iterable[ChannelGroup], kept: Kept) -> Selection:
     """What stays in every module when of each group in ``kept`` only those units stay.
 
     Raises:
@@ -112,8 +106,38 @@ def selection_of(
     return Selection(
         {n: {side: sorted(stay) for side, stay in sides.items()} for n, sides in modules.items()},
         {n: {d: sorted(stay) for d, stay in dims.items()} for n, dims in parameters.items()},
-        tuple(n for n, fold in (folds or {}).items() if fold.bias is not None),
     )
+
+
+def one_by_one(groups: Iterable[ChannelGroup], kept: Kept) -> dict[str, Selection]:
+    """Per group of ``kept`` the selection that does its part after those of the groups before it.
+
+    Done one after the other they come to the same as :func:`selection_of` all at once.
+    """
+    groups = list(groups)
+    modules: dict[tuple[str, str], Indices] = {}  # what is still there, by module and side
+    parameters: dict[tuple[str, int], Indices] = {}
+    steps = {}
+    for name, units in kept.items():
+        whole = selection_of(groups, {name: units})
+        steps[name] = Selection(
+            {n: {side: _remaining(modules, (n, side), i) for side, i in sides.items()}
+             for n, sides in whole.modules.items()},
+            {n: {d: _remaining(parameters, (n, d), i) for d, i in dims.items()}
+             for n, dims in whole.parameters.items()},
+        )  # fmt: skip
+    return steps
+
+
+def _remaining(there: dict[Any, Indices], key: Any, stay: Indices) -> Indices:
+    """Places in what is there of those that stay; ``there`` is brought up to date."""
+    wanted = set(stay)
+    old = there.get(key)
+    if old is None:
+        there[key] = stay
+        return stay
+    there[key] = [i for i in old if i in wanted]
+    return [place for place, i in enumerate(old) if i in wanted]
 
 
 def select_(
@@ -126,7 +150,7 @@ def select_(
     Raises:
         PlanError: see :func:`selection_of`; or the model has no such module or parameter.
     """
-    selection = selection_of(groups, kept, folds)
+    selection = selection_of(groups, kept)
     apply_selection_(model, selection, folds)
     return selection
 
@@ -139,10 +163,9 @@ def apply_selection_(model: nn.Module, selection: Selection, folds: Mapping[str,
     """
     folds = folds or {}
     try:
-        for name in {*selection.modules, *folds, *selection.biases}:
+        for name in {*selection.modules, *folds}:
             sides = selection.modules.get(name, {})
-            narrow_(model.get_submodule(name), sides.get("in"), sides.get("out"), folds.get(name),
-                    name in selection.biases)  # fmt: skip
+            narrow_(model.get_submodule(name), sides.get("in"), sides.get("out"), folds.get(name))
         for name, dims in selection.parameters.items():
             owner, _, leaf = name.rpartition(".")
             for dim, indices in dims.items():
@@ -174,7 +197,6 @@ def narrow_(
     inputs: Indices | None = None,
     outputs: Indices | None = None,
     fold: Fold | None = None,
-    with_bias: bool = False,
 ) -> None:
     """Keep, in place, the given input and output channels of one module, and its attributes in step.
 
@@ -199,9 +221,6 @@ def narrow_(
             _replace(module, "bias", fold.bias.to(like.device, like.dtype))
     elif inputs is not None:
         _keep(module, "weight", weight_in, inputs)
-    if with_bias and getattr(module, "bias", None) is None:
-        like = module.weight
-        _replace(module, "bias", torch.zeros(geometry.out_channels, device=like.device, dtype=like.dtype))
     if outputs is not None:
         _keep(module, "weight", 1 - weight_in, outputs)
         _keep(module, "bias", 0, outputs)

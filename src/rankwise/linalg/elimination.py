@@ -1,0 +1,180 @@
+"""Removing channels one after the other by what their readers lose: with and without compensation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+Tensor = torch.Tensor
+
+
+@dataclass
+class Reader:
+    """One consumer of a group in terms of second moments.
+
+    ``moment`` (n, n) is E[z z^T] of its n input channels, ``weight`` (n, n) is the sum of W_p^T W_p over
+    its kernel positions p, so that tr(weight @ E[r r^T]) is the squared error of its output where
+    its input has the error r (errors at different kernel positions taken as uncorrelated).
+    ``units[u]`` are the channels of unit u.
+    """
+
+    moment: Tensor
+    weight: Tensor
+    units: Sequence[Sequence[int]]
+
+
+def _inverse(moment: Tensor, ridge: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(moment.double())
+    floor = max(ridge * float(moment.diagonal().mean()), torch.finfo(torch.float64).tiny)
+    scaled = vectors / (values.clamp_min(0.0) + floor)
+    inverse: Tensor = scaled @ vectors.mT
+    return inverse
+
+
+class _State:
+    """The readers' weights after refitting, while channels disappear (Optimal Brain Surgeon updates)."""
+
+    def __init__(self, reader: Reader, ridge: float) -> None:
+        self.units = [list(unit) for unit in reader.units]
+        self.inverse = _inverse(reader.moment, ridge)  # inverse second moment of the channels still there
+        self.weight = reader.weight.double().clone()  # W'^T W' of the refitted weights
+        self.single = torch.tensor([unit[0] if len(unit) == 1 else -1 for unit in self.units])
+
+    def losses(self) -> Tensor:
+        """Squared output error that removing each unit adds, the rest refitted. (units,)"""
+        each = self.weight.diagonal() / self.inverse.diagonal().clamp_min(torch.finfo(torch.float64).tiny)
+        losses = torch.where(self.single >= 0, each[self.single], 0.0)
+        for u in torch.nonzero(self.single < 0).flatten().tolist():
+            block = self.units[u]
+            if block:
+                inner = self.inverse[block][:, block]
+                losses[u] = torch.linalg.solve(inner, self.weight[block][:, block]).trace()
+        return losses.clamp_min(0.0)
+
+    def remove(self, unit: int) -> None:
+        """Remove the channels of a unit and refit."""
+        for j in self.units[unit]:
+            step = self.inverse[:, j] / self.inverse[j, j]
+            column = self.weight[:, j].clone()
+            mixed = torch.outer(column, step)
+            self.weight += float(column[j]) * torch.outer(step, step) - mixed - mixed.mT
+            self.inverse -= torch.outer(step, self.inverse[j].clone())
+            for matrix in (self.weight, self.inverse):
+                matrix[:, j] = 0.0
+                matrix[j] = 0.0
+            self.inverse[j, j] = 1.0
+
+
+def backward_elimination(readers: Sequence[Reader], count: int, ridge: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """Remove, ``count`` times, the unit whose loss the refitted readers feel least.
+
+    Every step is exact for the readers' second moments: the loss of unit u is tr(W_u'^T W_u'
+    (H_uu)^-1) with H the inverse moment of the channels still there and W' the refitted weights
+    (Hassibi and Stork, "Optimal brain surgeon", 1993; for channels Meng et al., "OSSCAR", ICML 2024).
+
+    Args:
+        readers: consumers of one group; all have ``count`` units.
+        count: number of units.
+        ridge: added to each moment's diagonal, relative to its mean.
+
+    Returns:
+        order (count,), the last unit removed first, so that its first k entries are the k units kept;
+        errors (count + 1,), entry k being the summed squared output error when k units are kept.
+    """
+    states = [_State(reader, ridge) for reader in readers]
+    gone: list[int] = []
+    total, errors = 0.0, [0.0]
+    open_ = torch.ones(count, dtype=torch.bool)
+    for _ in range(count):
+        losses = sum((state.losses() for state in states), torch.zeros(count, dtype=torch.float64))
+        unit = int(losses.masked_fill(~open_, torch.inf).argmin())
+        total += float(losses[unit])
+        errors.append(total)
+        gone.append(unit)
+        open_[unit] = False
+        for state in states:
+            state.remove(unit)
+    return torch.tensor(gone[::-1], dtype=torch.int64), torch.tensor(errors[::-1], dtype=torch.float64)
+
+
+def refitted_losses(readers: Sequence[Reader], order: Tensor, ridge: float = 1e-6) -> Tensor:
+    """Error curve (n + 1,) of keeping the first k units of ``order`` with the readers refitted."""
+    states = [_State(reader, ridge) for reader in readers]
+    total, errors = 0.0, [0.0]
+    for unit in order.flip(0).tolist():
+        total += sum(float(state.losses()[unit]) for state in states)
+        errors.append(total)
+        for state in states:
+            state.remove(unit)
+    return torch.tensor(errors[::-1], dtype=torch.float64)
+
+
+def sliced_losses(readers: Sequence[Reader], order: Tensor) -> Tensor:
+    """Error curve (n + 1,) of keeping the first k units of ``order`` without any compensation."""
+    errors = torch.zeros(len(order) + 1, dtype=torch.float64)
+    for reader in readers:
+        loss = reader.moment.double() * reader.weight.double()  # E of products of contributions
+        gone: list[int] = []
+        for k in range(len(order) - 1, -1, -1):
+            gone += reader.units[int(order[k])]
+            errors[k] += loss[gone][:, gone].sum()
+    return errors.clamp_min(0.0)
+
+
+def greedy_removal(contribution: Tensor) -> Tensor:
+    """ThiNet's order of channels: remove, one by one, those whose summed contribution stays smallest.
+
+    Source: Luo, Wu, Lin, "ThiNet", ICCV 2017, equation 6 and algorithm 1.
+
+    Args:
+        contribution: (n, n) second moment of the channels' contributions to the next layer's outputs.
+
+    Returns:
+        order (n,), the last removed first.
+    """
+    loss = contribution.double()
+    cost = loss.diagonal().clone()  # what the summed removed contribution becomes with this channel too
+    gone: list[int] = []
+    for _ in range(len(loss)):
+        j = int(cost.argmin())
+        gone.append(j)
+        cost = cost + 2 * loss[j]
+        cost[gone] = torch.inf
+    return torch.tensor(gone[::-1], dtype=torch.int64)
+
+
+def sampling_probabilities(sensitivity: Tensor) -> Tensor:
+    """PFP's probabilities of channels: their share in the summed sensitivities; uniform where all are 0.
+
+    Source: Liebenwein, Baykal, Lang, Feldman, Rus, "Provable filter pruning", ICLR 2020, algorithm 2.
+    """
+    total = sensitivity.double().sum()
+    n = sensitivity.numel()
+    return sensitivity.double() / total if float(total) > 0 else torch.full((n,), 1.0 / n).double()
+
+
+def sample_distinct(probabilities: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw channels with replacement until k are distinct, as PFP's randomised variant does.
+
+    Args:
+        probabilities: (n,), summing to 1; where fewer than k are positive, the largest of the rest follow.
+        k: how many channels are kept.
+        generator: source of randomness.
+
+    Returns:
+        kept (k,) in the order of their first draw, and factors (k,) count / (draws * probability) that
+        make the summed contribution of the kept channels an unbiased estimate of that of all.
+    """
+    p = probabilities.double()
+    counts: dict[int, int] = {}
+    draws, reachable = 0, min(k, int((p > 0).sum()))
+    while len(counts) < reachable:
+        j = int(torch.multinomial(p, 1, generator=generator))
+        counts[j] = counts.get(j, 0) + 1
+        draws += 1
+        if draws > 200 * p.numel():  # what is left is too improbable to wait for
+            break
+    kept = list(counts)
+    factors = [counts[j] / (draws * float(p[j])) for j in kept]
+    rest = [j for j in p.argsort(descending=True, stable=True).tolist() if j not in counts][: k - len(kept)]
+    return torch.tensor(kept + rest), torch.tensor(factors + [1.0] * len(rest), dtype=torch.float64)
