@@ -1,0 +1,188 @@
+"""Second moments of the channels that layers read, for choosing channels and refitting their readers."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankwise.errors import CalibrationError
+from rankwise.network.batches import forward, to_device
+from rankwise.network.layer import Layer
+from rankwise.network.state import preserved, unfused
+from rankwise.statistics.patches import as_examples, patches
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Intake:
+    """How one layer reads channels: ``slots`` neighbouring inputs belong to one channel.
+
+    ``slots`` is 1 but for a linear layer after a flatten, where it is the number of positions.
+    """
+
+    layer: Layer
+    slots: int = 1
+
+    @property
+    def channels(self) -> int:
+        """Number of channels that are read."""
+        return self.layer.geometry.in_channels // self.slots
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The layer's input as float64 rows ``(positions, channels)``: one per position and slot."""
+        x = as_examples(self.layer.geometry, x)
+        if self.layer.geometry.kind == "linear":
+            x = x.reshape(len(x), -1, self.slots).transpose(1, 2)  # (N, slots, channels)
+        else:
+            x = x.movedim(1, -1)
+        return x.reshape(-1, self.channels).double()
+
+    def weight(self) -> Tensor:
+        """The layer's weight as float64 ``(out, channels, kernel elements or slots)``."""
+        if self.layer.geometry.kind == "linear":
+            kernel = self.layer.kernel()
+            return kernel.reshape(len(kernel), -1, self.slots)
+        return self.layer.kernel().flatten(2)
+
+
+@dataclass
+class ChannelMoments:
+    """Float64 sums over rows of what one layer reads: n channels now, m in the reference network."""
+
+    rows: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(0))  # (n,)
+    square: Tensor = field(default_factory=lambda: torch.zeros(0, 0))  # (n, n)
+    target: Tensor | None = None  # (m,)
+    cross: Tensor | None = None  # (n, m)
+    sensitivity: Tensor | None = None  # (n,) largest share of a channel in any output entry
+
+    @property
+    def mean(self) -> Tensor:
+        """E[z], (n,)."""
+        return self.total / self.rows
+
+    @property
+    def moment(self) -> Tensor:
+        """E[z z^T], (n, n)."""
+        return self.square / self.rows
+
+    def add(self, z: Tensor, reference: Tensor | None = None) -> None:
+        """Add rows ``z`` (rows, n), and those of the reference network (rows, m) for the same positions."""
+        if self.rows == 0:
+            n = z.shape[1]
+            self.total, self.square = z.new_zeros(n), z.new_zeros(n, n)
+            if reference is not None:
+                m = reference.shape[1]
+                self.target, self.cross = z.new_zeros(m), z.new_zeros(n, m)
+        self.rows += len(z)
+        self.total += z.sum(0)
+        self.square.addmm_(z.mT, z)
+        if reference is not None:
+            assert self.target is not None and self.cross is not None
+            self.target += reference.sum(0)
+            self.cross.addmm_(z.mT, reference)
+
+
+def collect_channels(
+    model: nn.Module,
+    intakes: Mapping[str, Intake],
+    batches: Iterable[Any],
+    *,
+    reference: nn.Module | None = None,
+    sensitivity: bool = False,
+) -> dict[str, ChannelMoments]:
+    """Moments of what the layers named in ``intakes`` read while ``model`` runs over ``batches``.
+
+    With ``reference``, a network with layers of the same names, it runs beside ``model`` and the cross
+    moments with what its layers read are summed up too. With ``sensitivity`` also the channels'
+    largest shares in any output entry, as provable filter pruning needs them. The models run in
+    evaluation mode and are left as they were found.
+
+    Raises:
+        CalibrationError: no batch, or NaN or infinite activations (names layer and batch).
+    """
+    found = {name: ChannelMoments() for name in intakes}
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    models = [model] if reference is None else [model, reference]
+    count = 0
+    with torch.no_grad(), _inputs_of(models, intakes) as inputs:
+        for count, batch in enumerate(batches, start=1):
+            for network in models:
+                forward(network, to_device(batch, device))
+            for name, moments in found.items():
+                for call, x in enumerate(inputs[0][name]):
+                    z = intakes[name].rows(x)
+                    if not torch.isfinite(z).all():
+                        raise CalibrationError(
+                            f"The input of layer {name!r} holds NaN or infinite values in calibration batch "
+                            f"{count - 1}; finite activations are needed."
+                        )
+                    moments.add(
+                        z, intakes[name].rows(inputs[1][name][call]) if reference is not None else None
+                    )
+                    if sensitivity:
+                        shares = _shares(intakes[name], x)
+                        old = moments.sensitivity
+                        moments.sensitivity = shares if old is None else torch.maximum(old, shares)
+            for seen in inputs:
+                for calls in seen.values():
+                    calls.clear()
+    unread = [name for name, moments in found.items() if not moments.rows]
+    if not count or unread:
+        raise CalibrationError(
+            f"The statistics are empty after {count} calibration batches ({unread[:3]} ...)."
+        )
+    for moments in found.values():
+        for key in ("total", "square", "target", "cross", "sensitivity"):
+            value = getattr(moments, key)
+            setattr(moments, key, None if value is None else value.cpu())
+    return found
+
+
+@contextmanager
+def _inputs_of(
+    models: list[nn.Module], intakes: Mapping[str, Intake]
+) -> Iterator[list[dict[str, list[Tensor]]]]:
+    """Per model and layer the inputs of every call, while the context is open."""
+    inputs: list[dict[str, list[Tensor]]] = [{name: [] for name in intakes} for _ in models]
+    handles = []
+
+    def listen(module: nn.Module, calls: list[Tensor]) -> None:
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+            calls.append(next(t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)))
+
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    with preserved(models[0]), preserved(models[-1]), unfused():
+        try:
+            for model, seen in zip(models, inputs, strict=True):
+                model.eval()
+                for name, calls in seen.items():
+                    listen(model.get_submodule(name), calls)
+            yield inputs
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _shares(intake: Intake, x: Tensor, rows: int = 32) -> Tensor:
+    """Largest share (channels,) of any input of a channel in the positive or negative part of an output.
+
+    Source: Liebenwein et al., "Provable filter pruning for efficient neural networks", ICLR 2020,
+    definition 1; the largest over at most ``rows`` evenly spaced positions of ``x``.
+    """
+    u = patches(intake.layer, x).flatten(0, 2).double()  # (positions, columns): the layer has one group
+    u = u[:: max(1, len(u) // rows)][:rows]
+    weight = intake.layer.kernel().flatten(1).to(u.device)  # (out, columns)
+    largest = u.new_zeros(u.shape[1])
+    for row in u:
+        parts = weight * row
+        for part in (parts.clamp_min(0.0), (-parts).clamp_min(0.0)):
+            whole = part.sum(1, keepdim=True)
+            share = torch.where(whole > 0, part / whole.clamp_min(torch.finfo(part.dtype).tiny), 0.0)
+            largest = torch.maximum(largest, share.amax(0))
+    return largest.reshape(intake.channels, -1).amax(1)
