@@ -175,6 +175,9 @@ def test_weights_used_outside_their_layer(how: str, expected: str | None) -> Non
     assert why == expected if expected is None else (why or "").startswith(expected)
 
 
+COMPUTED = "parametrised: its weight is computed from"
+
+
 class OwnForward(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) * 2
@@ -217,7 +220,7 @@ def _legacy(function: Any) -> nn.Module:
         ),
         (
             lambda: prune.l1_unstructured(nn.Linear(3, 3), "weight", 0.5),
-            "parametrised: its weight is computed from weight_orig, weight_mask",
+            f"{COMPUTED} weight_orig, weight_mask",
         ),
         (lambda: OwnForward(3, 3), "a OwnForward with its own forward"),
         (_with_instance_forward, "a Linear with its own forward"),

@@ -35,15 +35,17 @@ def _disable_fast_paths(model: nn.Module, name: str) -> None:
 def replace_(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put ``module`` in the place of the submodule ``name``, also in Sequential, ModuleList, ModuleDict.
 
-    A replaced child of ``nn.TransformerEncoderLayer`` switches that layer's fused eval path off,
-    which reads ``linear1.weight`` and ``linear2.weight`` directly.
+    A module that the model holds under several names is replaced under all of them. A replaced child
+    of ``nn.TransformerEncoderLayer`` switches that layer's fused eval path off, which reads
+    ``linear1.weight`` and ``linear2.weight`` directly, and the nested tensors of the encoder around it.
 
     Raises:
         PlanError: the model has no such submodule, or ``name`` is empty (the model itself).
     """
     if not name:
         raise PlanError("The model itself cannot be replaced; name one of its submodules.")
-    get_module(model, name)
-    _disable_fast_paths(model, name)
-    parent, _, leaf = name.rpartition(".")
-    model.get_submodule(parent)._modules[leaf] = module
+    old = get_module(model, name)
+    for place in [n for n, held in model.named_modules(remove_duplicate=False) if held is old]:
+        _disable_fast_paths(model, place)
+        parent, _, leaf = place.rpartition(".")
+        model.get_submodule(parent)._modules[leaf] = module
