@@ -8,6 +8,7 @@ import typer
 from rankwise.cli import options
 from rankwise.cli.console import percent, print_json, print_table, progress_bars, short
 from rankwise.data import load_data
+from rankwise.evaluation import compare as compare_models
 from rankwise.evaluation import evaluate as evaluate_model
 from rankwise.experiments.single import (
     METRICS_FILE,
@@ -108,16 +109,28 @@ def evaluate(
     against = None if reference is None else load_any(reference, reference_weights).module
     test = load_data(data, transform=loaded.preprocessing).testing().batches()
     found = evaluate_model(loaded.module, test, reference=against).to_json()
-    example = next(iter(test))
-    metrics = {"model": model, "data": data, **found, **costs(loaded.module, example)}
+    metrics = {"model": model, "data": data, **found}
     if Path(model).is_file():
         metrics["file_bytes"] = Path(model).stat().st_size
     if json:
         print_json(metrics)
-        return
-    simple = [(name, value) for name, value in metrics.items() if isinstance(value, (int, float, str))]
-    rows = [[name, f"{value:.4f}" if isinstance(value, float) else str(value)] for name, value in simple]
-    print_table(f"{model} on {data}", ("measure", "value"), rows, right=(1,))
+    else:
+        print_figures(f"{model} on {data}", {"": metrics})
+
+
+def print_figures(title: str, columns: dict[str, Metrics]) -> None:
+    """The plain numbers of one or several evaluations, side by side."""
+    first = next(iter(columns.values()))
+    rows = []
+    for name in first:
+        values = [metrics.get(name) for metrics in columns.values()]
+        if any(isinstance(value, (int, float)) for value in values):
+            rows.append([name, *(_figure(value) for value in values)])
+    print_table(title, ("measure", *columns), rows, right=range(1, len(columns) + 1))
+
+
+def _figure(value: Any) -> str:
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def compare(
@@ -131,13 +144,19 @@ def compare(
     """Compare the decisions of two networks, example by example: agreement, flips, per-class figures."""
     a, b = load_any(first, first_weights), load_any(second, second_weights)
     test = load_data(data, transform=a.preprocessing).testing().batches()
-    found = evaluate_model(b.module, test, reference=a.module).to_json()
+    both = compare_models(a.module, b.module, test)
     if json:
-        print_json({"a": first, "b": second, "data": data, **found})
+        print_json({"data": data, "models": {"a": first, "b": second}, **both.to_json()})
         return
-    rows = [[name, f"{value:.4f}" if isinstance(value, float) else str(value)]
-            for name, value in found.items() if isinstance(value, (int, float))]  # fmt: skip
-    print_table(f"{second} against {first} on {data}", ("measure", "value"), rows, right=(1,))
+    print_figures(f"A {first}, B {second}, on {data}", {"A": both.a.to_json(), "B": both.b.to_json()})
+    flips = both.b.flips
+    if flips is not None:
+        typer.echo(f"of A's right decisions B gets {flips.right_to_wrong} wrong, "
+                   f"of its wrong ones {flips.wrong_to_right} right")  # fmt: skip
+    rows = [
+        [str(c.label), str(c.examples), percent(c.accuracy), percent(c.agreement)] for c in both.b.per_class
+    ]
+    print_table("B per class", ("class", "examples", "accuracy", "agreement"), rows, right=(1, 2, 3))
 
 
 def plan(

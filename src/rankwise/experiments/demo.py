@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from rankwise.budget import Budget
 from rankwise.compress import compression
 from rankwise.data import load_data
-from rankwise.evaluation import evaluate
-from rankwise.experiments.single import MODEL_FILE, PLAN_FILE
+from rankwise.evaluation import compare
+from rankwise.experiments.single import MODEL_FILE, PLAN_FILE, beside
 from rankwise.io import load, save
 from rankwise.models import load_model, train_digits
 from rankwise.progress import Progress, silent
@@ -26,28 +26,22 @@ def run_demo(out: Path, seed: int = 0, progress: Progress = silent) -> dict[str,
     """
     data = load_data("digits")
     progress("train", 0, 1)
-    model = train_digits(seed)
+    model = train_digits(data.train.batches(64, shuffle=True, seed=seed), seed)
     calibration = data.calibration(512, seed).batches(128)
     done = compression(
         model, calibration, Budget(macs=0.5), recovery=("batchnorm",), seed=seed, progress=progress,
         notes={"model": "digits_cnn", "data": "digits"},
     )  # fmt: skip
     test = data.testing().batches(128)
-    before, after = evaluate(model, test), evaluate(done.model, test, reference=model)
+    progress("evaluate", 0, 1)
+    metrics = beside(done, compare(model, done.model, test))
     path = out / MODEL_FILE
     save(done.model, path)
     done.plan.save(out / PLAN_FILE)
     progress("reload", 0, 1)
-    original, final = done.original.as_dict(), done.final.as_dict()
-    return {
-        "original": {**before.to_json(), **original},
-        "compressed": {
-            **after.to_json(), **final, **{f"{k}_fraction": final[k] / original[k] for k in final},
-            "file_bytes": path.stat().st_size,
-        },
-        "seconds": done.seconds,
-        "reloaded_identical": _same_in_new_process(done.model, path, next(iter(test))[0]),
-    }  # fmt: skip
+    metrics["compressed"]["file_bytes"] = path.stat().st_size
+    identical = _same_in_new_process(done.model, path, next(iter(test))[0])
+    return {**metrics, "seconds": done.seconds, "reloaded_identical": identical}
 
 
 def _same_in_new_process(model: torch.nn.Module, path: Path, inputs: torch.Tensor) -> bool:

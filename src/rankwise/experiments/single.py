@@ -12,7 +12,7 @@ from rankwise.budget import Budget
 from rankwise.compress import Compression, compression
 from rankwise.data import DataSet, load_data
 from rankwise.errors import RankwiseError
-from rankwise.evaluation import evaluate
+from rankwise.evaluation import Comparison, compare
 from rankwise.files import write_text
 from rankwise.io import load, read_plan, save
 from rankwise.models import LoadedModel, load_model
@@ -55,6 +55,16 @@ def costs(model: nn.Module, example: Any) -> dict[str, int]:
     return {"params": count_params(model), "macs": count_macs(model, example), "bytes": count_bytes(model)}
 
 
+def beside(done: Compression, both: Comparison) -> dict[str, dict[str, Any]]:
+    """``original`` and ``compressed``: what evaluation and the costs say, with the fractions kept."""
+    original, final = done.original.as_dict(), done.final.as_dict()
+    fractions = {f"{name}_fraction": final[name] / original[name] for name in final}
+    return {
+        "original": {**both.a.to_json(), **original},
+        "compressed": {**both.b.to_json(), **final, **fractions},
+    }
+
+
 def compress_run(run: Run, loaded: LoadedModel, data: DataSet, progress: Progress = silent) -> Compression:
     """Compress the network of ``run`` on calibration examples out of the training split."""
     from rankwise.allocation import get_allocator
@@ -88,11 +98,8 @@ def execute(run: Run, out: Path | None = None, progress: Progress = silent) -> d
     done = compress_run(run, loaded, data, progress)
     start = time.perf_counter()
     progress("evaluate", 0, 1)
-    after = evaluate(done.model, test, reference=loaded.module)
-    before = evaluate(loaded.module, test)
+    both = compare(loaded.module, done.model, test)
     seconds = {**done.seconds, "evaluate": time.perf_counter() - start}
-    original, final = done.original.as_dict(), done.final.as_dict()
-    fractions = {f"{name}_fraction": final[name] / original[name] for name in final}
     metrics: dict[str, Any] = {
         "model": run.model,
         "data": run.data,
@@ -100,8 +107,7 @@ def execute(run: Run, out: Path | None = None, progress: Progress = silent) -> d
         "allocator": run.allocator,
         "budget": Budget.parse(run.budget).as_dict(),
         "seed": run.seed,
-        "original": {**before.to_json(), **original},
-        "compressed": {**after.to_json(), **final, **fractions},
+        **beside(done, both),
         "seconds": seconds,
     }
     if out is not None:

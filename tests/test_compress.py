@@ -1,0 +1,204 @@
+"""The whole flow on small models: budgets met, models left alone, errors a stranger meets."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import rankwise
+from rankwise import Budget, compress, compression, plan_of
+from rankwise.errors import BudgetError, CalibrationError, UnknownNameError
+
+
+def small_cnn() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(24, 24, 3, padding=1, groups=24),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(24 * 16, 32),
+        nn.ReLU(),
+        nn.Linear(32, 10),
+    ).eval()
+
+
+def batches(count: int = 3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(8, 3, 8, 8, generator=generator) for _ in range(count)]
+
+
+def measured(model: nn.Module) -> dict[str, int]:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(batches()[0][:1])
+    return {"params": sum(p.numel() for p in model.parameters()), "macs": counter.get_total_flops() // 2}
+
+
+@pytest.mark.parametrize("method", ["svd", "whitened", "pca"])
+@pytest.mark.parametrize("allocator", ["uniform", "energy", "knapsack"])
+@pytest.mark.parametrize("budget", [{"params": 0.6}, {"macs": 0.6}, {"params": 0.8, "macs": 0.6}])
+def test_the_budget_is_met_and_used(method: str, allocator: str, budget: dict[str, float]) -> None:
+    model = small_cnn()
+    result = compress(model, batches(), Budget(**budget), method=method, allocator=allocator)
+    before, after = measured(model), measured(result)
+    kept = {name: after[name] / before[name] for name in budget}
+    assert all(kept[name] <= budget[name] for name in budget)
+    assert any(kept[name] > budget[name] - 0.02 for name in budget)
+    assert not any(type(m).__module__.startswith("rankwise") for m in result.modules())
+
+
+def test_several_methods_compete_for_every_layer() -> None:
+    both = compression(small_cnn(), batches(), Budget(macs=0.5), method=["whitened", "pca"])
+    chosen = {edit.method for edit in both.plan.changes()}
+    assert chosen <= {"whitened", "pca"} and chosen
+
+
+def test_the_model_is_left_exactly_as_it_was() -> None:
+    model = small_cnn().train()
+    model[3].eval()
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    before = copy.deepcopy(model.state_dict())
+    flags = [m.training for m in model.modules()]
+    random = torch.get_rng_state()
+    result = compress(model, batches(), Budget(macs=0.6))
+    assert torch.equal(random, torch.get_rng_state())
+    assert flags == [m.training for m in model.modules()]
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert result.training and not result[3].training
+
+
+def test_same_inputs_same_plan_byte_for_byte() -> None:
+    first, second = (compression(small_cnn(), batches(), Budget(macs=0.5)).plan.to_json() for _ in range(2))
+    assert first == second
+
+
+def test_every_layer_is_in_the_plan_with_a_reason_or_a_replacement() -> None:
+    plan = compression(small_cnn(), batches(), Budget(macs=0.6), exclude=["8"]).plan
+    assert [edit.target for edit in plan.edits] == ["0", "3", "5", "8", "10"]
+    kept = {edit.target: edit.reason for edit in plan.edits if edit.op == "keep"}
+    assert "depthwise" in (kept["5"] or "") and "exclude" in (kept["8"] or "")
+    assert all(kept.values())
+
+
+def test_rank_multiples_and_overrides_hold() -> None:
+    plan = compression(
+        small_cnn(), batches(), Budget(macs=0.8), multiple_of=4, overrides={"8": {"rank": 8}, "3": {"dense": True}}
+    ).plan  # fmt: skip
+    changed = {edit.target: edit.choice["rank"] for edit in plan.changes()}
+    assert changed["8"] == 8 and "3" not in changed
+    assert all(rank % 4 == 0 for rank in changed.values())
+
+
+def test_compressing_twice_concatenates_the_plans() -> None:
+    once = compress(small_cnn(), batches(), Budget(macs=0.7), method="pca")
+    twice = compress(once, batches(), Budget(macs=0.8), method="svd")
+    plan = plan_of(twice)
+    assert len(plan.settings) == 2
+    assert plan.edits[: len(plan_of(once).edits)] == plan_of(once).edits
+    assert measured(twice)["macs"] <= 0.8 * measured(once)["macs"]
+    assert plan.original == plan_of(once).original
+
+
+def test_dict_and_tuple_batches_are_understood() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = small_cnn()
+
+        def forward(self, pixels: torch.Tensor, mask: Any = None) -> dict[str, torch.Tensor]:
+            return {"logits": self.body(pixels)}
+
+    result = compress(Named(), [{"pixels": b} for b in batches()], Budget(macs=0.6))
+    assert result(pixels=batches()[0])["logits"].shape == (8, 10)
+    labels = torch.zeros(8, dtype=torch.long)
+    assert compress(small_cnn(), [(b, labels) for b in batches()], Budget(macs=0.6))(batches()[0]).shape == (8, 10)
+
+
+def test_transformer_feed_forward_layers_compress_and_run_in_evaluation_mode() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 64, batch_first=True), 2).eval()
+    data = [torch.randn(4, 6, 16) for _ in range(2)]
+    done = compression(model, data, Budget(params=0.8))
+    assert {edit.target.split(".")[-1] for edit in done.plan.changes()} <= {"linear1", "linear2"}
+    with torch.no_grad():
+        assert done.model(data[0], src_key_padding_mask=torch.zeros(4, 6, dtype=torch.bool)).shape == (4, 6, 16)
+
+
+def test_an_impossible_budget_names_the_smallest_reachable() -> None:
+    with pytest.raises(BudgetError, match=r"cannot be met by whitened: the smallest reachable is \d+ \(0\.\d+\)"):
+        compress(small_cnn(), batches(), Budget(params=0.01))
+
+
+def test_an_unknown_method_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'whitened'"):
+        compress(small_cnn(), batches(), Budget(macs=0.5), method="whitend")
+
+
+def test_nan_in_a_weight_names_the_layer() -> None:
+    model = small_cnn()
+    with torch.no_grad():
+        model[8].weight[3, 5] = float("nan")
+    with pytest.raises(CalibrationError, match="'8'"):
+        compress(model, batches(), Budget(macs=0.5), method="svd")
+    with pytest.raises(CalibrationError, match="'8'"):
+        compress(model, batches(), Budget(macs=0.5))
+
+
+def test_an_empty_loader_is_named() -> None:
+    with pytest.raises(CalibrationError, match="empty"):
+        compress(small_cnn(), [], Budget(macs=0.5))
+
+
+def test_a_generator_is_refused_before_it_is_consumed() -> None:
+    def once() -> Iterator[torch.Tensor]:
+        yield from batches()
+
+    stream = once()
+    with pytest.raises(CalibrationError, match="only once"):
+        compress(small_cnn(), stream, Budget(macs=0.5))
+    assert len(list(stream)) == 3
+    assert measured(compress(small_cnn(), once(), Budget(macs=0.5), example=batches()[0]))["macs"] > 0
+
+
+def test_data_aware_methods_ask_for_data_and_weight_only_ones_do_not() -> None:
+    example = batches()[0]
+    with pytest.raises(CalibrationError, match="'whitened' needs calibration batches"):
+        compress(small_cnn(), None, Budget(macs=0.5), example=example)
+    result = compress(small_cnn(), None, Budget(macs=0.5), method="svd", example=example)
+    assert measured(result)["macs"] <= 0.5 * measured(small_cnn())["macs"]
+
+
+def test_an_exception_in_forward_leaves_the_model_clean() -> None:
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.calls = small_cnn(), 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.sum() == 0:
+                raise RuntimeError("no empty images")
+            return self.body(x)
+
+    model = Fails()
+    with pytest.raises(RuntimeError, match="no empty images"):
+        compress(model, [batches()[0], torch.zeros(8, 3, 8, 8)], Budget(macs=0.5))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert model.training and not hasattr(model, "rankwise_plan")
+
+
+def test_apply_does_again_what_the_plan_says() -> None:
+    model = small_cnn()
+    done = compression(model, batches(), Budget(macs=0.5), method="pca")
+    again = rankwise.apply(done.plan, model, batches())
+    with torch.no_grad():
+        assert torch.equal(again(batches()[0]), done.model(batches()[0]))

@@ -1,0 +1,141 @@
+"""One file holds the model: round trips, and the errors of files that do not fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from rankwise import Budget, Plan, compress, load, plan_of, read_plan, save
+from rankwise.errors import FileFormatError, PlanError, UnknownNameError, WeightsError
+from tests.test_compress import batches, small_cnn
+
+
+@pytest.fixture(scope="module")
+def compressed() -> nn.Module:
+    return compress(small_cnn(), batches(), Budget(macs=0.5), method="pca")
+
+
+@pytest.fixture
+def file(compressed: nn.Module, tmp_path: Path) -> Path:
+    save(compressed, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def test_the_loaded_model_gives_identical_outputs(compressed: nn.Module, file: Path) -> None:
+    skeleton = small_cnn()
+    before = skeleton.state_dict()
+    loaded = load(file, skeleton)
+    with torch.no_grad():
+        assert torch.equal(loaded(batches()[0]), compressed(batches()[0]))
+    assert plan_of(loaded) == plan_of(compressed) == read_plan(file)
+    assert list(skeleton.state_dict()) == list(before)
+    assert all(p.requires_grad for p in loaded.parameters())
+
+
+def test_a_meta_skeleton_is_filled(compressed: nn.Module, file: Path) -> None:
+    with torch.device("meta"):
+        skeleton = small_cnn()
+    loaded = load(file, skeleton)
+    with torch.no_grad():
+        assert torch.equal(loaded(batches()[0]), compressed(batches()[0]))
+
+
+def test_the_file_is_smaller_than_the_original_saved_the_same_way(file: Path, tmp_path: Path) -> None:
+    save(small_cnn(), tmp_path / "original.safetensors")
+    assert file.stat().st_size < (tmp_path / "original.safetensors").stat().st_size
+
+
+def test_tied_weights_are_stored_once_and_tied_again(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.body, self.out = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 20, bias=False)
+            self.out.weight = self.embed.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.body(self.embed(x)))
+
+    model = Tied()
+    save(model, tmp_path / "tied.safetensors")
+    with safe_open(tmp_path / "tied.safetensors", "pt") as stored:
+        assert sorted(stored.keys()) == ["body.bias", "body.weight", "embed.weight"]
+    loaded = load(tmp_path / "tied.safetensors", Tied())
+    assert loaded.out.weight is loaded.embed.weight
+    assert torch.equal(loaded.embed.weight, model.embed.weight)
+
+
+def test_a_truncated_file_is_named(file: Path) -> None:
+    content = file.read_bytes()
+    for length in (0, 5, 200, len(content) - 10):
+        file.write_bytes(content[:length])
+        with pytest.raises(FileFormatError, match="truncated"):
+            load(file, small_cnn())
+
+
+def test_a_missing_and_a_foreign_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="no file"):
+        load(tmp_path / "nothing.safetensors", small_cnn())
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(FileFormatError, match="no rankwise plan"):
+        load(tmp_path / "foreign.safetensors", small_cnn())
+
+
+def test_a_skeleton_that_does_not_fit_is_refused_and_kept(file: Path) -> None:
+    other = nn.Sequential(nn.Linear(3, 3))
+    with pytest.raises(PlanError, match="does not fit the skeleton"):
+        load(file, other)
+    wider = small_cnn()
+    wider[0] = nn.Conv2d(3, 20, 3)
+    with pytest.raises(WeightsError, match="shape"):
+        load(file, wider)
+    assert [type(m).__name__ for m in other.modules()] == ["Sequential", "Linear"]
+
+
+def changed_plan(model: nn.Module, **changes: object) -> str:
+    content = json.loads(plan_of(model).to_json())
+    content.update(changes)
+    return json.dumps(content)
+
+
+def test_plans_from_the_future_and_of_unknown_methods_are_refused(compressed: nn.Module) -> None:
+    with pytest.raises(PlanError, match="version 99"):
+        Plan.from_json(changed_plan(compressed, version=99))
+    edits = json.loads(plan_of(compressed).to_json())["edits"]
+    edits[0] = {"op": "replace", "target": "0", "method": "whitned"}
+    with pytest.raises(UnknownNameError, match="Did you mean 'whitened'"):
+        Plan.from_json(changed_plan(compressed, edits=edits))
+    edits[0] = {"op": "explode", "target": "0"}
+    with pytest.raises(UnknownNameError, match="plan operation"):
+        Plan.from_json(changed_plan(compressed, edits=edits))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "rankwise.plan", "version": 1}'])
+def test_malformed_plans_are_refused(text: str) -> None:
+    with pytest.raises(PlanError):
+        Plan.from_json(text)
+
+
+def test_plans_of_unlisted_modules_are_refused(compressed: nn.Module, tmp_path: Path) -> None:
+    content = json.loads(plan_of(compressed).to_json())
+    next(e for e in content["edits"] if "module" in e)["module"] = {"type": "Bilinear"}
+    metadata = {"rankwise.plan": json.dumps(content)}
+    save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata)
+    with pytest.raises(PlanError, match="'Bilinear'; allowed"):
+        load(tmp_path / "odd.safetensors", small_cnn())
+
+
+def test_a_failed_write_leaves_the_old_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = file.read_bytes()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rankwise.io.save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(small_cnn(), file)
+    assert file.read_bytes() == before
+    assert [p.name for p in file.parent.iterdir()] == [file.name]
