@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.allocation.tables import dense_cost, errors, fits, limits_of, random_tables, table, total
 
 from rankwise.allocation import Allocator, get_allocator, restrict
 from rankwise.errors import BudgetError, UnknownNameError
+from tests.allocation.tables import dense_cost, errors, fits, limits_of, random_tables, table, total
 
 NAMES = ["energy", "knapsack", "lrank", "minimax", "uniform"]
 BUDGETS = [

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.allocation.tables import random_tables, table
 
 from rankwise.allocation import (
     Allocator,
@@ -17,6 +16,7 @@ from rankwise.allocation import (
     undominated,
 )
 from rankwise.errors import CalibrationError, RankwiseError, UnknownNameError
+from tests.allocation.tables import random_tables, table
 
 
 def test_with_dense_puts_the_dense_layer_first() -> None:

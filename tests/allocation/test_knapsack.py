@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.allocation.tables import brute_force, dense_cost, errors, fits, limits_of, random_tables, total
 
 from rankwise.allocation import Knapsack, Uniform
 from rankwise.allocation.problem import TOLERANCE
 from rankwise.errors import BudgetError
+from tests.allocation.tables import brute_force, dense_cost, errors, fits, limits_of, random_tables, total
 
 
 @given(

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.allocation.tables import brute_force, fits, limits_of, random_tables, table
 
 from rankwise.allocation import LearnedRank, c_step
+from tests.allocation.tables import brute_force, fits, limits_of, random_tables, table
 
 
 @given(seed=st.integers(0, 10_000), price=st.floats(0, 0.2), macs=st.floats(0, 0.01))

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.allocation.alds_heuristic import alds_table, group_spectra, heuristic
-from tests.allocation.tables import brute_force, dense_cost, errors, fits, limits_of, random_tables, total
 
 from rankwise.allocation import Energy, Minimax
 from rankwise.errors import BudgetError
+from tests.allocation.alds_heuristic import alds_table, group_spectra, heuristic
+from tests.allocation.tables import brute_force, dense_cost, errors, fits, limits_of, random_tables, total
 
 
 def _sorted(values: list[float]) -> list[float]:

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.allocation.tables import table
 
 from rankwise.allocation import apply_overrides, restrict, with_dense
 from rankwise.errors import RankwiseError, UnknownNameError
 from rankwise.methods.base import Candidates
 from rankwise.network.cost import Cost
+from tests.allocation.tables import table
 
 
 def _ranks(t) -> list[int]:  # type: ignore[no-untyped-def]

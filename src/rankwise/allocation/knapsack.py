@@ -9,7 +9,8 @@ from rankwise.allocation.base import Allocator, Table, Weighting, register_alloc
 from rankwise.allocation.milp import RELATIVE_GAP, choose_one_each, shadow_prices
 from rankwise.allocation.problem import Problem, Selection, at_smallest_price, fill, meet
 
-_CORE = 6  # options per layer in the first programme
+_CORE = 4  # options per layer in the first programme
+_ROUGH = 1e-3  # relative gap of all programmes but the last
 
 
 @register_allocator("knapsack")
@@ -19,8 +20,9 @@ class Knapsack(Allocator):
 
     Minimises the summed error to the relative ``gap``. Dominated options are
     dropped; the shadow prices of the linear relaxation then give every option a lower bound on any
-    solution that uses it, and those above the best known solution are dropped as well (Pisinger, A
-    minimal algorithm for the multiple-choice knapsack problem, 1995), so that HiGHS sees a small core.
+    solution that uses it. Programmes over a growing core of promising options improve the best known
+    solution; options whose bound is above it are dropped, and the last programme has all others in it
+    (after Pisinger, A minimal algorithm for the multiple-choice knapsack problem, 1995).
 
     Where coarse options would leave more than 1 % of the cost unused below every limit, the best
     selection that does use it is returned instead, if there is one.
@@ -47,27 +49,24 @@ def _optimum(problem: Problem, gap: float) -> Selection:
     above = priced - priced[lowest][problem.layer]  # what an option adds to the bound, (options,)
     bound = float(priced[lowest].sum() - problem.limit @ worth)
 
-    order = np.lexsort((above, problem.layer))
-    place = np.empty_like(order)  # of every option in its layer's order of ``above``
-    place[order] = np.arange(len(order)) - problem.start[problem.layer]
-    core = place < _CORE
+    nearest = np.argsort(above, kind="stable")
     known = fill(problem, at_smallest_price(problem))
+    size = _CORE * len(problem.names)
     while True:
-        core[known] = True
-        inside = np.flatnonzero(core)
-        size = float(problem.error[known].sum())
-        found = choose_one_each(
-            problem.error[inside],
-            problem.layer[inside],
-            problem.cost[inside],
-            problem.limit,
-            size=size,
-            gap=gap,
-        )
-        if found is not None and problem.error[inside[found]].sum() < size:
-            known = inside[found]
         best = float(problem.error[known].sum())
-        missing = (bound + above < best - gap * abs(best)) & ~core
-        if not missing.any():
+        needed = np.flatnonzero(bound + above < best - gap * abs(best))
+        last = len(needed) <= 1.5 * size
+        core = np.union1d(needed if last else nearest[:size], known)
+        found = choose_one_each(
+            problem.error[core],
+            problem.layer[core],
+            problem.cost[core],
+            problem.limit,
+            size=best,
+            gap=gap if last else max(gap, _ROUGH),
+        )
+        if found is not None and problem.error[core[found]].sum() < best:
+            known = core[found]
+        if last:
             return known
-        core |= missing
+        size *= 2

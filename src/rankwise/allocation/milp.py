@@ -87,4 +87,4 @@ def shadow_prices(
     )
     if result.x is None:
         return np.zeros(len(limit))
-    return np.maximum(-result.ineqlin.marginals, 0.0) * size * scale
+    return np.asarray(np.maximum(-result.ineqlin.marginals, 0.0) * size * scale, dtype=np.float64)

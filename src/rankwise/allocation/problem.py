@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,6 @@ from rankwise.errors import BudgetError, UnknownNameError
 
 Floats = npt.NDArray[np.float64]
 Selection = npt.NDArray[np.int64]  # (layers,) position of one option per layer
-V = TypeVar("V")
 
 TOLERANCE = 0.01
 """Share of the dense layers' cost by which a result may stay below a budget without another attempt."""
@@ -132,11 +130,11 @@ class Problem:
         missed = list(np.flatnonzero(self._minima().sum(axis=0) > self.limit))
         if missed:
             raise BudgetError(
-                "The budget cannot be met. " + ". ".join(self._describe(c) for c in missed) + "."
+                "The budget cannot be met. " + ". ".join(self._describe(int(c)) for c in missed) + "."
             )
 
 
-def first_fitting(problem: Problem, values: Sequence[V], select: Callable[[V], Selection]) -> Selection:
+def first_fitting(problem: Problem, values: Floats, select: Callable[[float], Selection]) -> Selection:
     """The selection of the first of ``values`` that keeps within the limits, by bisection.
 
     ``values`` go from dear to cheap; where none fits, the cheapest selection is returned.
@@ -144,7 +142,7 @@ def first_fitting(problem: Problem, values: Sequence[V], select: Callable[[V], S
     low, high, found = 0, len(values), None
     while low < high:
         middle = (low + high) // 2
-        selection = select(values[middle])
+        selection = select(float(values[middle]))
         if problem.fits(selection):
             high, found = middle, selection
         else:
