@@ -58,7 +58,7 @@ def test_the_language_model_predicts_from_earlier_tokens_only() -> None:
 
 
 def test_unknown_names_give_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="Did you mean .*'cifar10_resnet20'"):
+    with pytest.raises(UnknownNameError, match=r"Did you mean .*'cifar10_resnet20'"):
         load_model("cifar10_resnet2")
     pytest.importorskip("torchvision")
     with pytest.raises(UnknownNameError, match="resnet18"):

@@ -1,0 +1,49 @@
+"""Recoveries by name, all with one signature."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from rankwise.errors import UnknownNameError
+
+Recovery = Callable[[nn.Module, nn.Module, Iterable[Any], Sequence[str]], None]
+"""``recover(model, original, batches, layers)`` changes ``model`` in place.
+
+``layers`` are the names of the layers that compression replaced; ``batches`` may be iterated over
+more than once; no recovery here needs labels. ``original`` is left as it was.
+"""
+
+_registry: dict[str, Recovery] = {}
+
+
+def register_recovery(name: str) -> Callable[[Recovery], Recovery]:
+    """Decorator that makes a recovery known under ``name``.
+
+    Raises:
+        ValueError: the name is taken by another function.
+    """
+
+    def enter(recovery: Recovery) -> Recovery:
+        if _registry.get(name, recovery) is not recovery:
+            raise ValueError(f"The recovery name {name!r} is taken.")
+        _registry[name] = recovery
+        return recovery
+
+    return enter
+
+
+def recoveries() -> dict[str, Recovery]:
+    """Every recovery by name."""
+    return dict(sorted(_registry.items()))
+
+
+def get_recovery(name: str) -> Recovery:
+    """The recovery called ``name``.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if name not in _registry:
+        raise UnknownNameError("recovery", name, _registry)
+    return _registry[name]
