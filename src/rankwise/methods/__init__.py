@@ -3,6 +3,7 @@
 from rankwise.methods import (  # noqa: F401 (registers them)
     alds,
     asymmetric,
+    hessian,
     kfac,
     pca,
     spatial_svd,

@@ -14,8 +14,8 @@ from torch import nn
 from rankwise.errors import UnknownNameError
 from rankwise.network.layer import Layer
 from rankwise.statistics.record import LayerStatistics
+from rankwise.statistics.record import Statistic as Statistic
 
-Statistic = Literal["input", "output", "gradient", "samples", "target"]
 Unit = Literal["output", "weight", "operator", "loss"]
 Choice = dict[str, Any]
 T = TypeVar("T")
@@ -144,6 +144,4 @@ def parse_methods(text: str, options: dict[str, Any] | None = None) -> list[Any]
     for option in given:
         if option not in allowed:
             raise UnknownNameError(f"option of method {text!r}", option, allowed)
-    return [
-        get_method(name, **{k: v for k, v in given.items() if k in its}) for name, its in known.items()
-    ]
+    return [get_method(name, **{k: v for k, v in given.items() if k in its}) for name, its in known.items()]

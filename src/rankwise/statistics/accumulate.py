@@ -53,6 +53,7 @@ class Accumulator:
             "gradient": g * o * o,
             "samples": samples * (g * (d + o) + 1),
             "target": g * (d * (columns + 1) + o * (o + d + 1)),
+            "curvature": 3 * g * o * o,
         }
         return 8 * sum(sizes[name] for name in wanted)
 

@@ -1,7 +1,6 @@
 """One streaming pass over calibration batches that collects what the methods ask for."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -14,8 +13,10 @@ from rankwise.network.batches import batch_size, forward, split_batch, to_device
 from rankwise.network.layer import Layer
 from rankwise.network.state import preserved, unfused
 from rankwise.statistics.accumulate import Accumulator
+from rankwise.statistics.curvature import Curvature, add_curvature_
 from rankwise.statistics.distributed import all_reduce, is_distributed, rank
 from rankwise.statistics.gradient import Loss, loss_function
+from rankwise.statistics.hooks import hooked
 from rankwise.statistics.record import LayerStatistics, Statistic
 
 Tensor = torch.Tensor
@@ -31,6 +32,7 @@ def collect(
     *,
     reference: nn.Module | None = None,
     loss: Loss | None = None,
+    curvature: Curvature | None = None,
     weights: Weights | None = None,
     max_memory: int | None = None,
     samples: int = 1024,
@@ -47,11 +49,13 @@ def collect(
         layers: as found by ``find_layers``; those that ``requires`` does not name are skipped.
         batches: in any form that :func:`rankwise.network.batches.forward` takes; moved to the
             model's device. Consumed lazily.
-        requires: per layer name any of "input", "output", "gradient", "samples" and "target".
+        requires: per layer name any of "input", "output", "gradient", "samples", "target" and
+            "curvature".
         reference: the network whose outputs are the "target", by the same layer names.
         loss: for "gradient": None draws labels from the model's own predictions (the Fisher
             information), "targets" takes the batches' targets with cross-entropy, and a function
             ``loss(output, target)`` gives one number, the mean over the batch, or one per example.
+        curvature: how "curvature" is estimated; it takes passes of its own over ``batches``.
         weights: a function from a batch to a non-negative weight per example; None weighs all alike.
         max_memory: bytes that the sums may take at once; more are collected in several waves over
             ``batches``, which must then be iterable several times.
@@ -84,6 +88,9 @@ def collect(
         for index, wave in enumerate(waves):
             tell = _teller(progress, index, len(waves), _length(batches))
             found |= run.wave(wave, requires, stream if index == 0 else batches, tell)
+    curved = [layer for layer in wanted if "curvature" in requires[layer.name]]
+    if curved:
+        add_curvature_(found, model, curved, batches, curvature or Curvature(seed=seed + 7919 * rank()))
     return all_reduce(found)
 
 
@@ -225,27 +232,3 @@ class _Run:
             with hooked(self.reference, names, lambda name, x, y: outputs[name].append(y.clone())):
                 forward(self.reference, batch)
         return outputs
-
-
-@contextmanager
-def hooked(
-    model: nn.Module, names: Iterable[str], seen: Callable[[str, Tensor, Tensor], Tensor | None]
-) -> Iterator[None]:
-    """Call ``seen(name, input, output)`` whenever a named module has run; its result replaces the output."""
-
-    def hook_for(name: str) -> Callable[..., Tensor | None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> Tensor | None:
-            x = args[0] if args else next(iter(kwargs.values()))
-            return seen(name, x, y)
-
-        return hook
-
-    handles = []
-    try:
-        for name in names:
-            module = model.get_submodule(name)
-            handles.append(module.register_forward_hook(hook_for(name), with_kwargs=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -9,10 +9,11 @@ import torch
 from rankwise.errors import CalibrationError
 
 Tensor = torch.Tensor
-Statistic = Literal["input", "output", "gradient", "samples", "target"]
+Statistic = Literal["input", "output", "gradient", "samples", "target", "curvature"]
 
 SUMS = (
     "input_sum", "output_sum", "output_square", "gradient_square", "target_sum", "target_square", "cross",
+    "curvature_sum",
 )  # fmt: skip
 """Fields that simply add up; the input's second moment and the samples have rules of their own."""
 
@@ -37,6 +38,7 @@ class LayerStatistics:
     target_sum: Tensor | None = None  # (G, o)
     target_square: Tensor | None = None  # (G, o, o)
     cross: Tensor | None = None  # (G, o, d)    sum of w target u^T
+    curvature_sum: Tensor | None = None  # (G, o, o)    examples times :attr:`curvature`
     sample_inputs: Tensor | None = None  # (n, G, d)    a fixed number of rows, for iterating methods
     sample_outputs: Tensor | None = None  # (n, G, o)
     sample_keys: Tensor | None = None  # (n,) in (0, 1), ascending; the rows of the smallest keys are kept
@@ -196,3 +198,8 @@ class LayerStatistics:
     def cross_moment(self) -> Tensor:
         """E[target u^T], ``(G, o, d)``."""
         return self._mean("cross")
+
+    @property
+    def curvature(self) -> Tensor:
+        """H, ``(G, o, o)``: p^T H p is the loss of one example when direction p is projected out."""
+        return self._mean("curvature_sum") * (self.positions / self.examples)
