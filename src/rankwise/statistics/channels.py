@@ -33,13 +33,16 @@ class Intake:
         return self.layer.geometry.in_channels // self.slots
 
     def rows(self, x: Tensor) -> Tensor:
-        """The layer's input as float64 rows ``(positions, channels)``: one per position and slot."""
+        """An input as float64 rows ``(positions, channels)``: one per position and slot.
+
+        The input may have another number of channels than the layer (that of a reference network).
+        """
         x = as_examples(self.layer.geometry, x)
         if self.layer.geometry.kind == "linear":
             x = x.reshape(len(x), -1, self.slots).transpose(1, 2)  # (N, slots, channels)
         else:
             x = x.movedim(1, -1)
-        return x.reshape(-1, self.channels).double()
+        return x.reshape(-1, x.shape[-1]).double()
 
     def weight(self) -> Tensor:
         """The layer's weight as float64 ``(out, channels, kernel elements or slots)``."""

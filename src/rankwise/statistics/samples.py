@@ -21,7 +21,8 @@ class Reservoir:
 
     def __init__(self, limit: int, seed: int, name: str) -> None:
         self.limit = limit
-        self._generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+        key = zlib.crc32(f"{seed}/{name}".encode())  # torch's CPU generator reads the low 32 bits alone
+        self._generator = torch.Generator().manual_seed(key)
         self._held = LayerStatistics()
 
     def offer(self, geometry: Geometry, x: Tensor, y: Tensor, weights: Tensor | None) -> None:
