@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from rankwise.errors import RankwiseError
 from rankwise.network.batches import batch_size, forward
 from rankwise.network.state import preserved
+
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Timer
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,20 @@ def latency(
     return results
 
 
-def _timer(model: nn.Module, batch: Any, threads: int) -> Timer:
+def _timer(model: nn.Module, batch: Any, threads: int) -> "Timer":
+    from torch.utils.benchmark import Timer  # here, because importing it can print a warning about CUDA
+
     scope = {"forward": forward, "model": model, "batch": batch}
     return Timer("forward(model, batch)", globals=scope, num_threads=threads)
 
 
-def _timed(timer: Timer, model: nn.Module, passes: int) -> float:
+def _timed(timer: "Timer", model: nn.Module, passes: int) -> float:
     with preserved(model), torch.no_grad():
         model.eval()
         return float(timer.timeit(passes).mean)
 
 
-def _trial(timer: Timer, model: nn.Module) -> float:
+def _trial(timer: "Timer", model: nn.Module) -> float:
     """Seconds of one pass, after one that warms up."""
     _timed(timer, model, 1)
     return max(_timed(timer, model, 1), 1e-9)
