@@ -155,6 +155,7 @@ class Factorisation:
                 f"Method {', '.join(map(repr, wanting))} needs calibration batches and none were given; "
                 "pass some, or use a weight-only method such as 'svd'."
             )
+        used = [method for name in needs for method in able[name]]
         with self.watch("calibrate"):
             return collect(
                 model,
@@ -162,6 +163,8 @@ class Factorisation:
                 batches,
                 needs,
                 reference=reference,
+                loss=next((m.labels for m in used if hasattr(m, "labels")), None),
+                curvature=next((m.curvature for m in used if hasattr(m, "curvature")), None),
                 max_memory=self.max_memory,
                 seed=self.seed,
                 progress=self.progress,
