@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from rankwise.allocation import Allocator, Table, apply_overrides, restrict, with_dense
-from rankwise.errors import BudgetError, CalibrationError
+from rankwise.errors import BudgetError, CalibrationError, RankwiseError
 from rankwise.methods import Candidates, Choice, Method, Statistic
 from rankwise.network import Cost, Layer, find_layers
 from rankwise.network.batchnorm import following_scales
@@ -63,6 +63,10 @@ def merged(offers: Sequence[tuple[Method, Candidates]]) -> Candidates:
     """The candidates of several methods for one layer as one; a choice that a method lacks is 0 or ""."""
     if len(offers) == 1:
         return offers[0][1]
+    units = {candidates.unit: method.name for method, candidates in offers}
+    if len(units) > 1:
+        found = ", ".join(f"{name!r} in {unit!r}" for unit, name in units.items())
+        raise RankwiseError(f"Methods with errors in different units cannot compete: {found}.")
     kinds = {name: values.dtype.kind for _, c in offers for name, values in c.choices.items()}
     blank = {name: "" if kind in "US" else 0 for name, kind in kinds.items()}
     columns = {

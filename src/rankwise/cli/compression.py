@@ -115,7 +115,7 @@ def evaluate(
     if json:
         print_json(metrics)
     else:
-        print_figures(f"{model} on {data}", {"": metrics})
+        print_figures(f"{model} on {data}", {"value": metrics})
 
 
 def print_figures(title: str, columns: dict[str, Metrics]) -> None:

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from rankwise.progress import Progress, silent
 
+PIPE_WIDTH = 1000  # characters: more than any table needs, so that nothing is folded
 errors = Console(stderr=True, highlight=False)
 
 
@@ -24,13 +26,15 @@ def print_json(content: Any) -> None:
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()
 ) -> None:
-    """Print a table that fits the terminal; the columns in ``right`` are aligned right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
+    """Print a table that fits the terminal (in a pipe nothing is folded); columns ``right`` are aligned right."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
     for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    Console(highlight=False).print(table)
+        table.add_row(*map(escape, row))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console.print(title, markup=False, soft_wrap=True)
+    console.print(table)
 
 
 def short(number: float) -> str:

@@ -1,0 +1,165 @@
+"""The command line: what it prints, the files it writes, its exit codes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from rankwise.cli.main import main
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a finished command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process, as in a pipe 80 columns wide."""
+    for name, value in {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}.items():
+        monkeypatch.setenv(name, value)
+
+    def command(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["rankwise", *arguments])
+        capfd.readouterr()
+        code: object = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capfd.readouterr()
+        return Done(int(code or 0), out, err)  # type: ignore[call-overload]
+
+    return command
+
+
+def test_compress_evaluate_and_compare_on_embedded_data(run: Run, tmp_path: Path) -> None:
+    arguments = ("compress", "digits_cnn", "--data", "digits", "--budget", "macs=0.6", "--calibration", "64")
+    first = run(*arguments, "--out", str(tmp_path / "a"), "--json")
+    assert first.returncode == 0, first.stderr
+    metrics = json.loads(first.stdout)
+    assert {"original", "compressed", "seconds"} <= metrics.keys()
+    assert metrics["compressed"]["macs_fraction"] <= 0.6
+    assert {"calibrate", "decompose", "allocate", "evaluate"} <= metrics["seconds"].keys()
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "metrics.json",
+        "model.safetensors",
+        "plan.json",
+    ]
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text()) == metrics
+
+    second = run(*arguments, "--out", str(tmp_path / "b"))
+    assert second.returncode == 0 and "top-1" in second.stdout
+    assert (tmp_path / "a" / "plan.json").read_bytes() == (tmp_path / "b" / "plan.json").read_bytes()
+    table = [line for line in second.stdout.splitlines() if not line.startswith("written to")]
+    assert max(map(len, table)) <= 80
+
+    file = str(tmp_path / "a" / "model.safetensors")
+    evaluated = run("evaluate", file, "--data", "digits", "--json")
+    assert json.loads(evaluated.stdout)["top1"] == metrics["compressed"]["top1"]
+    compared = run("compare", "digits_cnn", file, "--data", "digits", "--json")
+    assert json.loads(compared.stdout)["b"]["agreement"] == metrics["compressed"]["agreement"]
+    assert "B per class" in run("compare", file, file, "--data", "digits").stdout
+
+
+def test_plan_then_apply_gives_what_compress_gives(run: Run, tmp_path: Path) -> None:
+    plan, model = str(tmp_path / "plan.json"), str(tmp_path / "model.safetensors")
+    common = ("--data", "digits", "--calibration", "64")
+    planned = run("plan", "digits_cnn", *common, "--budget", "params=0.7", "--method", "pca", "--out", plan)
+    assert planned.returncode == 0, planned.stderr
+    applied = run("apply", plan, "digits_cnn", *common, "--out", model, "--json")
+    assert applied.returncode == 0, applied.stderr
+    whole = run("evaluate", "digits_cnn", "--data", "digits", "--json")
+    assert json.loads(applied.stdout)["params"] <= 0.7 * json.loads(whole.stdout)["params"]
+
+
+def test_inspect_lists_every_layer_with_its_cost_and_reason(run: Run) -> None:
+    found = json.loads(
+        run("inspect", "torchvision:mobilenet_v2", "--data", "random:3,224,224", "--json").stdout
+    )
+    layers = found["layers"]
+    assert len(layers) == 53
+    assert sum(layer["macs"] for layer in layers) == found["cost"]["macs"]
+    depthwise = [layer for layer in layers if layer["groups"] > 1]
+    assert len(depthwise) == 17 and all("depthwise" in layer["reason"] for layer in depthwise)
+    assert all(
+        layer["reason"] is None for layer in layers if layer["groups"] == 1 and layer["in_channels"] > 8
+    )
+
+
+def test_methods_lists_what_each_needs(run: Run) -> None:
+    found = json.loads(run("methods", "--json").stdout)
+    needs = {method["name"]: method["needs"] for method in found["methods"]}
+    assert needs["svd"] == ["weights only"] and needs["pca"] == ["output"]
+    assert "knapsack" in {allocator["name"] for allocator in found["allocators"]}
+    assert "whitened" in run("methods").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("compress", "digits_cnn", "--data", "digits", "--budget", "params=0.01"), "smallest reachable"),
+        (("compress", "digits_cnn", "--data", "digits", "--method", "whitend"), "Did you mean 'whitened'"),
+        (("compress", "digits_cn", "--data", "digits"), "Did you mean 'digits_cnn'"),
+        (("compress", "digits_cnn", "--data", "digts"), "Did you mean 'digits'"),
+        (("compress", "digits_cnn", "--data", "digits", "--budget", "half"), "NAME=VALUE"),
+        (("compress", "digits_cnn", "--data", "imagefolder:/nowhere"), "/nowhere"),
+        (("evaluate", "nothing.safetensors", "--data", "digits"), "nothing.safetensors"),
+        (("compress", "digits_cnn", "--data", "digits", "--method-option", "sid=input"), "option of method"),
+    ],
+)
+def test_failures_are_one_message_and_exit_code_1(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 1 and done.stdout == ""
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_data_says_what_was_looked_for_and_how_to_get_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANKWISE_DATA", str(tmp_path))
+    done = run("compress", "cifar10_resnet20", "--data", "cifar10")
+    assert done.returncode == 1 and str(tmp_path) in done.stderr.replace("\n", "")
+    assert "RANKWISE_DATA" in done.stderr
+
+
+def test_weights_that_do_not_fit_name_the_keys(run: Run, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from torch import zeros
+
+    save_file({"stem.weight": zeros(3)}, tmp_path / "w.safetensors")
+    done = run("compress", "digits_cnn", "--data", "digits", "--weights", str(tmp_path / "w.safetensors"))
+    assert done.returncode == 1 and "stem.weight" in done.stderr
+
+
+def test_a_command_that_is_not_understood_exits_with_2(run: Run) -> None:
+    assert run("compres").returncode == 2
+    assert run("compress", "digits_cnn").returncode == 2
+
+
+def test_the_help_names_every_command(run: Run) -> None:
+    shown = run("--help").stdout
+    for command in ("demo", "compress", "evaluate", "compare", "inspect", "methods", "plan", "apply"):
+        assert command in shown
+
+
+def test_the_demo_halves_the_macs_and_reloads_identically(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rankwise", "demo", "--out", str(tmp_path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)
+    assert 0.49 <= metrics["compressed"]["macs_fraction"] <= 0.50
+    assert metrics["reloaded_identical"] is True
+    assert metrics["compressed"]["top1"] > 0.9
