@@ -10,9 +10,18 @@ from torch import nn
 from rankwise.errors import CalibrationError
 
 
+def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    """The parameters of ``forward``, of the wrapped model for data-parallel and compiled wrappers."""
+    for attribute in ("module", "_orig_mod"):
+        wrapped = getattr(model, attribute, None)
+        if isinstance(wrapped, nn.Module) and len(list(model.children())) == 1:
+            return _parameters(wrapped)
+    return inspect.signature(model.forward).parameters
+
+
 def _required_positional(model: nn.Module) -> int | None:
     """How many positional parameters ``model.forward`` requires; None when it takes ``*args`` only."""
-    parameters = list(inspect.signature(model.forward).parameters.values())
+    parameters = list(_parameters(model).values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if not positional and any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return None
@@ -32,7 +41,7 @@ def split_batch(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str
     if isinstance(batch, Mapping):
         kwargs = dict(batch)
         target = kwargs.get("labels")
-        parameters = inspect.signature(model.forward).parameters
+        parameters = _parameters(model)
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         if "labels" in kwargs and "labels" not in parameters and not takes_any:
             del kwargs["labels"]
@@ -89,9 +98,11 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, torch.Tensor):
         return batch.to(device)
     if isinstance(batch, Mapping):
-        moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-        return moved
-    return type(batch)([v.to(device) if isinstance(v, torch.Tensor) else v for v in batch])
+        return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    if not isinstance(batch, Sequence) or isinstance(batch, str):
+        return batch
+    values = [v.to(device) if isinstance(v, torch.Tensor) else v for v in batch]
+    return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)  # type: ignore[call-arg]
 
 
 def first_batch(calibration: Iterable[Any] | None) -> Any:

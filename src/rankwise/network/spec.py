@@ -15,6 +15,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "Linear": ("in_features", "out_features"),
     "Flatten": ("start_dim", "end_dim"),
     "Unflatten": ("dim", "unflattened_size"),
+    "ConstantPad1d": ("padding", "value"),
     **{f"Conv{n}d": _CONV_ARGUMENTS for n in (1, 2, 3)},
     **{f"ConvTranspose{n}d": (*_CONV_ARGUMENTS, "output_padding") for n in (1, 2, 3)},
 }
@@ -88,5 +89,5 @@ def rebuild(
         with torch.random.fork_rng(devices=[]):
             module: nn.Module = getattr(nn, kind)(**arguments)
         return module
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
         raise PlanError(f"The plan holds a module description that cannot be built: {error}.") from error

@@ -1,0 +1,129 @@
+from collections import namedtuple
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rankwise.errors import CalibrationError
+from rankwise.network.batches import (
+    batch_size,
+    first_batch,
+    forward,
+    output_tensor,
+    split_batch,
+    tensors_of,
+    to_device,
+)
+
+X, Y, Z = torch.ones(2, 3), torch.zeros(2), torch.full((2,), 5.0)
+Pair = namedtuple("Pair", ["image", "label"])
+
+
+class One(nn.Module):
+    def forward(self, x: torch.Tensor, scale: float = 2.0) -> torch.Tensor:
+        return x * scale
+
+
+class Two(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x.sum() + y.sum()
+
+
+class Any_(nn.Module):
+    def forward(self, *args: Any) -> int:
+        return len(args)
+
+
+class Words(nn.Module):
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+        return input_ids, labels
+
+
+class OnlyIds(nn.Module):
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return input_ids
+
+
+class Everything(nn.Module):
+    def forward(self, **kwargs: Any) -> list[str]:
+        return sorted(kwargs)
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "args", "keys", "target"),
+    [
+        (One(), X, 1, [], None),
+        (One(), (X,), 1, [], None),
+        (One(), (X, Y), 1, [], Y),
+        (One(), [X, Y, Z], 1, [], Y),
+        (One(), Pair(X, Y), 1, [], Y),
+        (Two(), (X, Y), 2, [], None),
+        (Two(), (X, Y, Z), 2, [], Z),
+        (Any_(), (X, Y), 2, [], None),
+        (Words(), {"input_ids": X}, 0, ["input_ids"], None),
+        (Words(), {"input_ids": X, "labels": Y}, 0, ["input_ids", "labels"], Y),
+        (OnlyIds(), {"input_ids": X, "labels": Y}, 0, ["input_ids"], Y),
+        (Everything(), {"input_ids": X, "labels": Y}, 0, ["input_ids", "labels"], Y),
+        (nn.DataParallel(One()), (X, Y), 1, [], Y),
+        (torch.compile(One()), (X, Y), 1, [], Y),
+        (nn.Sequential(nn.Linear(3, 2)), (X, Y), 1, [], Y),
+    ],
+)
+def test_what_is_input_and_what_is_target(
+    model: nn.Module, batch: Any, args: int, keys: list[str], target: torch.Tensor | None
+) -> None:
+    given, named, wanted = split_batch(model, batch)
+    assert len(given) == args and sorted(named) == keys
+    assert wanted is target
+
+
+def test_forward_calls_the_model() -> None:
+    assert torch.equal(forward(One(), (X, Y)), 2 * X)
+    assert forward(Two(), (X, Z, Y)) == 16
+    assert forward(Everything(), {"a": X, "b": Y}) == ["a", "b"]
+
+
+@pytest.mark.parametrize("batch", [3, "text", (), None])
+def test_batches_of_no_known_form(batch: Any) -> None:
+    with pytest.raises(CalibrationError, match="allowed are a tensor"):
+        split_batch(One(), batch)
+
+
+@pytest.mark.parametrize(
+    "output", [X, (X, Y), [X], {"out": X}, SimpleNamespace(logits=X, loss=Y), {"name": "a", "out": X}]
+)
+def test_main_output(output: Any) -> None:
+    assert output_tensor(output) is X
+
+
+@pytest.mark.parametrize("output", [None, 3, [], {"a": 1}])
+def test_no_tensor_in_the_output(output: Any) -> None:
+    with pytest.raises(CalibrationError, match="holds no tensor"):
+        output_tensor(output)
+
+
+def test_sizes_and_tensors() -> None:
+    assert batch_size({"ids": X, "n": 3}) == batch_size((X, Y)) == batch_size(X) == 2
+    assert [t is value for t, value in zip(tensors_of([X, "a", Y]), (X, Y), strict=True)] == [True, True]
+    for empty in ({"a": 1}, torch.tensor(3.0)):
+        with pytest.raises(CalibrationError, match="at least one dimension"):
+            batch_size(empty)
+
+
+def test_moving_keeps_the_container() -> None:
+    meta = torch.device("meta")
+    assert to_device(X, meta).is_meta
+    assert to_device({"a": X, "b": 1}, meta)["a"].is_meta
+    moved = to_device(Pair(X, Y), meta)
+    assert isinstance(moved, Pair) and moved.image.is_meta and moved.label.is_meta
+    assert [t.is_meta for t in to_device([X, Y], meta)] == [True, True]
+    assert to_device("text", meta) == "text"
+
+
+def test_first_batch() -> None:
+    assert first_batch([X, Y]) is X
+    for given, message in ((None, "Neither"), (iter([X]), "only once"), ([], "empty")):
+        with pytest.raises(CalibrationError, match=message):
+            first_batch(given)

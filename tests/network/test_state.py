@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torch import nn
+
+from rankwise.network.state import preserved, unfused
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+        self.register_buffer("step", torch.zeros(()))
+        self.register_buffer("nothing", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.step = self.step + 1
+        return torch.dropout(self.norm(self.layer(x)), 0.5, self.training)
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_everything_a_pass_changes_comes_back(fail: bool) -> None:
+    model = Net().train()
+    model.norm.eval()
+    model.layer.bias.requires_grad_(False)
+    model.layer.weight.grad = torch.ones(3, 3)
+    step, state = model.step, torch.random.get_rng_state()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    try:
+        with preserved(model) as inside:
+            assert inside is model and model.layer.weight.grad is None
+            model.train()
+            model.layer.bias.requires_grad_(True)
+            model(torch.randn(4, 3)).sum().backward()
+            assert model.step == 1 and model.layer.weight.grad is not None
+            if fail:
+                raise KeyError("inside")
+    except KeyError:
+        assert fail
+    assert model.training and not model.norm.training
+    assert model.step is step and model.step == 0
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not model.layer.bias.requires_grad and model.layer.bias.grad is None
+    assert torch.equal(model.layer.weight.grad, torch.ones(3, 3))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_skeletons_and_nan_buffers() -> None:
+    with torch.device("meta"):
+        skeleton = Net()
+    with preserved(skeleton):
+        skeleton.eval()
+    assert skeleton.training
+    model = Net()
+    model.norm.running_mean.fill_(torch.nan)
+    with preserved(model):
+        model.norm.running_mean.zero_()
+    assert model.norm.running_mean.isnan().all()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_fused_kernels_are_off_inside_only(enabled: bool) -> None:
+    layer, x = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).eval(), torch.randn(2, 3, 8)
+    calls: list[int] = []
+    plain = layer.linear1.forward
+
+    def counted(y: torch.Tensor) -> torch.Tensor:  # not a hook: hooks switch the fused kernel off
+        calls.append(1)
+        return plain(y)
+
+    layer.linear1.forward = counted  # type: ignore[method-assign]
+        calls.append(1) or f(y)
+    )  # no hook: those switch it off
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    try:
+        with torch.no_grad(), pytest.raises(KeyError), unfused():
+            layer(x)
+            raise KeyError
+        assert torch.backends.mha.get_fastpath_enabled() is enabled
+        assert len(calls) == 1
+        with torch.no_grad():
+            layer(x)
+        assert len(calls) == (1 if enabled else 2)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
