@@ -1,6 +1,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from rankwise.data import load_data
 from rankwise.errors import CalibrationError
+from rankwise.evaluation import evaluate, record_decisions
+from rankwise.models import load_model
 from rankwise.recovery import recalibrate_batchnorm_
 
 
@@ -207,3 +211,15 @@ def test_failures_leave_the_model_as_it_was(
 
 def test_a_model_without_batchnorm_is_left_alone() -> None:
     assert recalibrate_batchnorm_(nn.Linear(2, 2), [torch.ones(1, 2)]) == []
+
+
+def test_a_real_network_trained_on_crops_keeps_its_accuracy_when_anchored(data_dir: Path) -> None:
+    loaded = load_model("cifar10_resnet20", data_dir / "weights" / "cifar10_resnet20.pt")
+    data = load_data("cifar10", transform=loaded.preprocessing, root=data_dir)
+    test, calibration = data.testing().take(1000).batches(250), data.calibration(256).batches(128)
+    decisions = record_decisions(loaded.module, test)
+    plain, anchored = copy.deepcopy(loaded.module), copy.deepcopy(loaded.module)
+    recalibrate_batchnorm_(plain, calibration)
+    recalibrate_batchnorm_(anchored, calibration, original=loaded.module)
+    assert evaluate(anchored, test, decisions).agreement >= 0.999
+    assert evaluate(plain, test, decisions).agreement < 0.95
