@@ -3,6 +3,8 @@
 from rankwise.methods import (  # noqa: F401 (registers them)
     alds,
     asymmetric,
+    cp,
+    diagonal,
     hessian,
     kfac,
     pca,
