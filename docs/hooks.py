@@ -1,5 +1,6 @@
-"""What mkdocs.yml cannot say: a navigation entry for a whole folder, and the table of methods."""
+"""What mkdocs.yml cannot say: a navigation entry for a whole folder, and tables that the code fills."""
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,63 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def methods_table() -> str:
-    """A Markdown table of every registered method, each name leading to its page."""
-    from rankwise.methods.base import methods
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
-    rows = ["| method | what it does | needs | source |", "|---|---|---|---|"]
-    for name, method in methods().items():
-        needs = ", ".join(sorted(method().requires)) or "no data"
-        rows.append(f"| [`{name}`]({name}.md) | {method.summary} | {needs} | {method.source} |")
-    return "\n".join(rows)
+
+def methods_table() -> str:
+    """Every registered method, each name leading to its page."""
+    from rankwise.methods import methods
+
+    rows = (
+        [
+            f"[`{name}`]({name}.md)",
+            method.summary,
+            ", ".join(sorted(method().requires)) or "no data",
+            method.source,
+        ]
+        for name, method in methods().items()
+    )
+    return table(("method", "what it does", "statistics", "source"), rows)
+
+
+def allocators_table() -> str:
+    """Every registered allocator."""
+    from rankwise.allocation import allocators
+
+    rows = ([f"`{name}`", entry.summary, entry.source] for name, entry in allocators().items())
+    return table(("allocator", "what it does", "source"), rows)
+
+
+def models_table() -> str:
+    """Every named network."""
+    from rankwise.models import MODELS
+
+    rows = ([f"`{name}`", entry.summary, entry.dataset] for name, entry in MODELS.items())
+    return table(("network", "what it is", "data"), rows)
+
+
+def data_table() -> str:
+    """Every named data set."""
+    from rankwise.data import DATA
+
+    return table(("data", "what it is"), ([f"`{name}`", entry.summary] for name, entry in DATA.items()))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "methods": methods_table,
+    "allocators": allocators_table,
+    "models": models_table,
+    "data": data_table,
+}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the table where a page says ``<!-- methods table -->``."""
-    marker = "<!-- methods table -->"
-    return markdown.replace(marker, methods_table()) if marker in markdown else markdown
+    """Put a table where a page says ``<!-- NAME table -->``; the code is asked for its contents."""
+    for name, make in TABLES.items():
+        marker = f"<!-- {name} table -->"
+        if marker in markdown:
+            markdown = markdown.replace(marker, make())
+    return markdown

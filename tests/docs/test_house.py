@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from rankwise.allocation import allocators
+from rankwise.cli.main import app
+from rankwise.methods import methods
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 METADATA = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -56,3 +60,18 @@ def test_documented_extras_are_all_extras() -> None:
     table = re.findall(r"^\| (`[^|]+) \|", (ROOT / "docs" / "install.md").read_text(), re.MULTILINE)
     documented = {name for cell in table for name in re.findall(r"`(\w+)`", cell)}
     assert documented == set(METADATA["project"]["optional-dependencies"])
+
+
+def test_documented_commands_are_all_commands() -> None:
+    commands = {c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands}
+    table = re.findall(r"^\| `rankwise (\w+)", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)
+    assert set(table) == commands
+    assert set(re.findall(r"^\$ rankwise (\w+)", README, re.MULTILINE)) <= commands
+
+
+def test_methods_and_allocators_in_shown_commands_exist() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        text = page.read_text()
+        named = {name for group in re.findall(r"--method (\S+)", text) for name in re.split(r"[+,]", group)}
+        assert named <= set(methods()), page
+        assert set(re.findall(r"--allocator (\w+)", text)) <= set(allocators()), page
