@@ -216,7 +216,7 @@ def test_a_model_without_batchnorm_is_left_alone() -> None:
 def test_a_real_network_trained_on_crops_keeps_its_accuracy_when_anchored(data_dir: Path) -> None:
     loaded = load_model("cifar10_resnet20", data_dir / "weights" / "cifar10_resnet20.pt")
     data = load_data("cifar10", transform=loaded.preprocessing, root=data_dir)
-    test, calibration = data.testing().take(1000).batches(250), data.calibration(256).batches(128)
+    test, calibration = data.testing().take(500).batches(250), data.calibration(128).batches(128)
     decisions = record_decisions(loaded.module, test)
     plain, anchored = copy.deepcopy(loaded.module), copy.deepcopy(loaded.module)
     recalibrate_batchnorm_(plain, calibration)
