@@ -86,7 +86,7 @@ class CPOptions:
             per rank where the iterations would cost more (at least two).
     """
 
-    iterations: int = 20
+    iterations: int = 12
     metric_iterations: int = 10
     ridge: float = 1e-3
     starts: int = 1
