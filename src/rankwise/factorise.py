@@ -83,9 +83,25 @@ def merged(offers: Sequence[tuple[Method, Candidates]]) -> Candidates:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What is known of a model before any budget: its layers, their statistics and all their options.
+
+    ``kept`` says why layers without options have none, where it is the calibration data.
+    """
+
+    layers: Sequence[Layer]
+    statistics: Mapping[str, LayerStatistics]
+    options: Sequence[Options]
+    kept: Mapping[str, str]
+
+
 @dataclass(eq=False)
 class Factorisation:
-    """Settings of the stage; :meth:`run_` changes a model in place and returns the edits."""
+    """Settings of the stage; :meth:`run_` changes a model in place and returns the edits.
+
+    Its two halves are public: the survey of a model holds for every allocator and every limit.
+    """
 
     methods: Sequence[Method]
     allocator: Allocator
@@ -107,19 +123,40 @@ class Factorisation:
 
         Returns one edit per layer, in execution order, those that keep a layer included.
         """
-        layers = find_layers(work, example, self.include, self.exclude)
+        return self.apply_(work, original, batches, cost, self.survey(work, example, batches))
+
+    def survey(
+        self,
+        model: nn.Module,
+        example: Any,
+        batches: Batches | None,
+        statistics: Mapping[str, LayerStatistics] | None = None,
+    ) -> Survey:
+        """Find the layers of ``model``, calibrate unless ``statistics`` are given, and list all options."""
+        layers = find_layers(model, example, self.include, self.exclude)
         if any(getattr(method, "batchnorm", False) for method in self.methods):
-            scales = following_scales(work, example)
+            scales = following_scales(model, example)
             layers = [replace(layer, output_scale=scales.get(layer.name)) for layer in layers]
         able = {layer.name: self._able(layer) for layer in layers}
-        statistics = self.collect(work, [layer for layer in layers if able[layer.name]], batches, able)
+        if statistics is None:
+            statistics = self.collect(model, [layer for layer in layers if able[layer.name]], batches, able)
         options, kept = self._options(layers, able, statistics)
+        return Survey(layers, statistics, options, kept)
+
+    def apply_(
+        self, work: nn.Module, original: nn.Module, batches: Batches | None, cost: Cost, survey: Survey
+    ) -> list[Edit]:
+        """Choose one option per layer within the limits and replace the layers of ``work``.
+
+        ``survey`` may be that of another copy of ``original``. Returns as :meth:`run_` does.
+        """
+        options = survey.options
         chosen = list(zip(options, self._allocate([o.table for o in options], cost), strict=True))
         edits = {o.layer.name: o.edit(index) for o, index in chosen}
         picked = [(o.layer, *o.pick(index)) for o, index in chosen if index > 0]
-        built = self.build_(work, original, batches, picked, statistics)
+        built = self.build_(work, original, batches, picked, survey.statistics)
         edits |= {name: replace(edits[name], module=describe(module)) for name, module in built.items()}
-        return [edits.get(layer.name) or self._kept(layer, kept) for layer in layers]
+        return [edits.get(layer.name) or self._kept(layer, survey.kept) for layer in survey.layers]
 
     def _able(self, layer: Layer) -> list[Method]:
         """The methods that can treat ``layer``."""
