@@ -211,8 +211,8 @@ def apply(
         batches = load_data(data, transform=loaded.preprocessing).calibration(calibration, seed).batches()
     built = apply_plan(Plan.load(plan), loaded.module, batches, example=loaded.example, seed=seed)
     save(built, out)
-    found = {"model": str(out), **costs(built, loaded.example)}
+    cost = costs(built, loaded.example)
     if json:
-        print_json(found)
+        print_json({"model": str(out), **cost})
     else:
-        typer.echo(f"written to {out}: {short(found['params'])} parameters, {short(found['macs'])} MACs")
+        typer.echo(f"written to {out}: {short(cost['params'])} parameters, {short(cost['macs'])} MACs")

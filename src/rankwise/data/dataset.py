@@ -208,6 +208,14 @@ class DataSet:
             )
         return replace(pool.take(n), name="validation")
 
+    def training(self) -> Split:
+        """The whole training split.
+
+        Raises:
+            DataError: there is none.
+        """
+        return self._training("Training")
+
     def testing(self) -> Split:
         """The test split.
 

@@ -26,7 +26,7 @@ def run_demo(out: Path, seed: int = 0, progress: Progress = silent) -> dict[str,
     """
     data = load_data("digits")
     progress("train", 0, 1)
-    model = train_digits(data.train.batches(64, shuffle=True, seed=seed), seed)
+    model = train_digits(data.training().batches(64, shuffle=True, seed=seed), seed)
     calibration = data.calibration(512, seed).batches(128)
     done = compression(
         model, calibration, Budget(macs=0.5), recovery=("batchnorm",), seed=seed, progress=progress,

@@ -1,6 +1,8 @@
-"""A small trainer for the small reference networks: seconds on one core, the same result each time."""
+"""A small trainer for the reference networks: the same result each time, resumable after each epoch."""
 
 from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,7 +10,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from rankwise.errors import DataError
+from rankwise.files import write_atomically
 from rankwise.models.small import DigitsCNN
+from rankwise.progress import Progress, silent
 
 
 def train_classifier_(
@@ -19,11 +23,25 @@ def train_classifier_(
     learning_rate: float,
     weight_decay: float = 5e-4,
     label_smoothing: float = 0.0,
+    precision: torch.dtype = torch.float32,
+    checkpoint: Path | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Train ``module`` in place by AdamW under a one-cycle learning rate on ``(inputs, labels)`` batches.
 
     ``batches`` is iterated over once per epoch and has a length. The module is left in evaluation
     mode. Deterministic on one thread when the batches are (dropout draws from the global generator).
+
+    Args:
+        module: what is trained.
+        batches: the training data.
+        epochs: passes over them.
+        learning_rate: the highest of the schedule.
+        weight_decay: of AdamW.
+        label_smoothing: of the cross-entropy.
+        precision: ``torch.bfloat16`` runs the forward pass under autocast.
+        checkpoint: a file written after every epoch; when it is there, training goes on from it.
+        progress: called after every epoch.
 
     Raises:
         DataError: there are no batches.
@@ -33,15 +51,37 @@ def train_classifier_(
         raise DataError("Training was given no batches.")
     optimizer = torch.optim.AdamW(module.parameters(), learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * count)
+    parts: dict[str, Any] = {"module": module, "optimizer": optimizer, "schedule": schedule}
+    start = _resume_(parts, batches, checkpoint)
+    mixed = torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32)
     module.train()
-    for _ in range(epochs):
+    for epoch in range(start, epochs):
         for inputs, labels in batches:
-            loss = cross_entropy(module(inputs), labels, label_smoothing=label_smoothing)
+            with mixed:
+                outputs = module(inputs)
+            loss = cross_entropy(outputs.float(), labels, label_smoothing=label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
+        if checkpoint is not None:
+            state = {name: part.state_dict() for name, part in parts.items()} | {"epoch": epoch + 1}
+            write_atomically(checkpoint, partial(torch.save, state))
+        progress("train", epoch, epochs)
     module.eval()
+
+
+def _resume_(parts: dict[str, Any], batches: Iterable[Any], checkpoint: Path | None) -> int:
+    """Load what the checkpoint holds, if there is one; returns the epochs already done."""
+    if checkpoint is None or not checkpoint.exists():
+        return 0
+    state = torch.load(checkpoint, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    done = int(state["epoch"])
+    for _ in range(done):  # passes already made draw their random numbers
+        next(iter(batches), None)
+    return done
 
 
 def train_digits(batches: Iterable[Any], seed: int = 0, epochs: int = 15) -> DigitsCNN:
