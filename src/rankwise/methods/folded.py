@@ -45,7 +45,7 @@ class Folded(Method):
     """Group SVD of a kernel in one or more foldings; a base class without a name.
 
     Args:
-        metric: "identity" measures the weights that are cut off (weighed by BatchNorm, see below).
+        metric: "identity" measures the weights that are cut off.
             "input" measures the expected squared error of the layer's output: every slice is
             approximated in the second moment of its own inputs (averaged over the decoder's kernel
             positions), then the decoder is fitted to the output on all encoders together, so that the
@@ -54,7 +54,8 @@ class Folded(Method):
             the model (Fisher = Hessian).
         folding: a name, "spatial" or "all" (:mod:`rankwise.methods.foldings`).
         batchnorm: for "identity", scale the rows by the gamma / sigma of the BatchNorm that reads the
-            layer's output, so that the error is weighed as the network sees it.
+            layer's output, so that the error is weighed as the network sees it. Off by default: with
+            relative errors it cost accuracy on the pretrained ResNet-20 (docs/methods/svd.md).
         energy: offer one rank only: the smallest that keeps this share of the squared norm.
         error: offer one rank only: the smallest with at most this relative error (a norm, not squared).
         ratio: offer one rank only: the largest with at most this share of the layer's parameters.
@@ -62,7 +63,7 @@ class Folded(Method):
 
     metric: Metric = "identity"
     folding: str = "channel"
-    batchnorm: bool = True
+    batchnorm: bool = False
     energy: float | None = None
     error: float | None = None
     ratio: float | None = None
