@@ -136,16 +136,16 @@ def frame_of(
                 f"needs ({size}, {size})."
             )
     if output_metric is not None:
-        roots[0], inverses[0] = _roots(output_metric.double(), floor)
+        roots[0], inverses[0] = metric_roots(output_metric.double(), floor)
     exact = None
     if input_metric is not None:
-        anchored = _anchored(input_metric.double(), floor)
-        parts = separable_parts(anchored, dims[1:])
+        metric = anchored(input_metric.double(), floor)
+        parts = separable_parts(metric, dims[1:])
         for mode, part in enumerate(parts, start=1):
-            roots[mode], inverses[mode] = _roots(part, 1e-9)
+            roots[mode], inverses[mode] = metric_roots(part, 1e-9)
         tensor = mode_products(tensor, roots)
         if len(dims) > 2 and inputs <= exact_limit:
-            whitened = anchored.reshape(*dims[1:], *dims[1:])
+            whitened = metric.reshape(*dims[1:], *dims[1:])
             whitened = mode_products(whitened, inverses[1:] + inverses[1:])
             exact = Weighted(tensor, whitened.reshape(inputs, inputs))
     else:
@@ -153,16 +153,17 @@ def frame_of(
     return Frame(Euclidean(tensor), exact, tuple(roots), tuple(inverses))
 
 
-def _anchored(metric: Tensor, floor: float) -> Tensor:
+def anchored(metric: Tensor, floor: float) -> Tensor:
+    """The symmetric part of ``metric`` with ``floor`` times its mean eigenvalue added; I where it is zero."""
     mean = metric.diagonal().mean()
     level = floor * mean if mean > 0 else torch.ones_like(mean)  # no data at all: plain distance
     return (metric + metric.T) / 2 + level * torch.eye(metric.shape[0], dtype=metric.dtype)
 
 
-def _roots(metric: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+def metric_roots(metric: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """Symmetric square root and its inverse, the floor added to the eigenvalues."""
-    anchored = _anchored(metric, floor)
-    values, vectors = torch.linalg.eigh(anchored)
+    metric = anchored(metric, floor)
+    values, vectors = torch.linalg.eigh(metric)
     root = values.clamp_min(floor * values.mean().clamp_min(1e-300)).sqrt()
     return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
