@@ -13,6 +13,7 @@ from rankwise.methods import Candidates, Choice, Method, Statistic
 from rankwise.network import Cost, Layer, find_layers
 from rankwise.network.batchnorm import following_scales
 from rankwise.network.names import Patterns
+from rankwise.network.rectifier import following_rectifier
 from rankwise.network.spec import describe
 from rankwise.network.surgery import replace_
 from rankwise.plan import Edit
@@ -137,6 +138,9 @@ class Factorisation:
         if any(getattr(method, "batchnorm", False) for method in self.methods):
             scales = following_scales(model, example)
             layers = [replace(layer, output_scale=scales.get(layer.name)) for layer in layers]
+        if any(getattr(method, "rectified", False) for method in self.methods):
+            rectifiers = following_rectifier(model, example)
+            layers = [replace(layer, rectifier=rectifiers.get(layer.name)) for layer in layers]
         able = {layer.name: self._able(layer) for layer in layers}
         if statistics is None:
             statistics = self.collect(model, [layer for layer in layers if able[layer.name]], batches, able)

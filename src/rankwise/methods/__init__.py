@@ -8,6 +8,7 @@ from rankwise.methods import (  # noqa: F401 (registers them)
     hessian,
     kfac,
     pca,
+    relu_aware,
     spatial_svd,
     svd,
     whitened,

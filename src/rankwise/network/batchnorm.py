@@ -128,6 +128,16 @@ def _affine(batchnorm: Any) -> tuple[Tensor, Tensor]:
     return scale, shift
 
 
+def batchnorm_affine(model: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """``(scale, shift)``, each (channels,) in float64, of the BatchNorm ``name`` in evaluation mode.
+
+    Raises:
+        PlanError: there is no such BatchNorm, or it has no running statistics.
+    """
+    scale, shift = _affine(_batchnorm(model, name))
+    return scale.cpu(), shift.cpu()
+
+
 def following_scales(model: nn.Module, example: Any) -> dict[str, Tensor]:
     """What the following BatchNorm multiplies each output channel with, ``(out_channels,)`` in float64.
 
@@ -135,7 +145,7 @@ def following_scales(model: nn.Module, example: Any) -> dict[str, Tensor]:
     scales, is an error of what the network sees.
     """
     pairs = following_batchnorm(model, example)
-    return {layer: _affine(_batchnorm(model, name))[0].cpu() for layer, name in pairs.items()}
+    return {layer: batchnorm_affine(model, name)[0] for layer, name in pairs.items()}
 
 
 def _scaled_weight(module: nn.Module, geometry: Geometry, scale: Tensor) -> Tensor:

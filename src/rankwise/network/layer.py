@@ -100,6 +100,8 @@ class Layer:
     reason: str | None = None
     output_scale: torch.Tensor | None = field(default=None, repr=False)
     """(out_channels,): gamma / sigma of the BatchNorm that alone reads the output, where there is one."""
+    rectifier: tuple[torch.Tensor, torch.Tensor] | None = field(default=None, repr=False)
+    """(scale, shift), each (out_channels,), where ReLU(scale * output + shift) alone reads the output."""
 
     @property
     def calls(self) -> int:
