@@ -26,7 +26,10 @@ def print_json(content: Any) -> None:
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()
 ) -> None:
-    """Print a table that fits the terminal (in a pipe nothing is folded); columns ``right`` are aligned right."""
+    """Print a table that fits the terminal; in a pipe it is as wide as it needs.
+
+    The columns in ``right`` are aligned right.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index in right else "left", overflow="fold")
