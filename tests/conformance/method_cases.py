@@ -37,4 +37,11 @@ METHOD_CASES = [
     MethodCase("pca", predicts=True),
     MethodCase("pca", {"centred": False}, predicts=True),
     MethodCase("pca", {"side": "input"}, predicts=True),
+    MethodCase("cp", {"effort": 0.01}, exact_at_full=False),
+    MethodCase(
+        "cp",
+        {"metric": "input", "factors": 4, "polish": 0, "effort": 0.01},
+        predicts=True,
+        exact_at_full=False,
+    ),
 ]
