@@ -1,0 +1,131 @@
+"""The configurations that the compress-only benchmark compares: method, options and allocator."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rankwise.errors import UnknownNameError
+from rankwise.methods import methods
+
+Role = Literal["default", "paper", "variant"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the benchmark. ``role``: our default, the allocator of the paper, or a named variant."""
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    allocator: str = "knapsack"
+    allocator_options: Mapping[str, Any] = field(default_factory=dict)
+    role: Role = "default"
+
+    @property
+    def label(self) -> str:
+        """For tables: ``method option=value / allocator``."""
+        return f"{_named(self.method, self.options)} / {_named(self.allocator, self.allocator_options)}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """What identifies the configuration, JSON-able."""
+        return {
+            "method": self.method,
+            "options": dict(self.options),
+            "allocator": self.allocator,
+            "allocator_options": dict(self.allocator_options),
+        }
+
+
+def _named(name: str, options: Mapping[str, Any]) -> str:
+    return " ".join([name, *(f"{key}={value}" for key, value in options.items())])
+
+
+def _paper(method: str, allocator: str, **options: Any) -> Variant:
+    return Variant(method, options, allocator, role="paper")
+
+
+def _variant(method: str, allocator: str = "knapsack", **options: Any) -> Variant:
+    return Variant(method, options, allocator, role="variant")
+
+
+NAMED: tuple[Variant, ...] = (
+    _paper("svd", "uniform", batchnorm=False),
+    _paper("svd", "energy", batchnorm=False),
+    _paper("svd", "lrank", batchnorm=False),
+    _variant("svd", batchnorm=False),
+    _variant("svd", "energy"),
+    _variant("svd", folding="all"),
+    _variant("svd", metric="input"),
+    _variant("svd", metric="input", folding="all"),
+    _variant("svd", metric="two_sided"),
+    _variant("spatial_svd", metric="input"),
+    _paper("alds", "minimax"),
+    _paper("alds", "minimax", folding="channel", batchnorm=False),
+    _paper("alds", "minimax", batchnorm=False),
+    _variant("alds", "minimax", bound="theorem"),
+    _variant("alds", "minimax", bound="operator"),
+    _variant("alds", bound="energy"),
+    _variant("alds", metric="input"),
+    _variant("alds", metric="two_sided"),
+    _paper("whitened", "energy"),
+    _paper("pca", "uniform"),
+    _paper("pca", "energy"),
+    _paper("pca", "energy_product"),
+    _variant("pca", centred=False),
+    _variant("pca", side="input"),
+    _paper("asymmetric", "energy_product"),
+    _variant("asymmetric", metric="gradient"),
+    _variant("asymmetric", regressor="response"),
+    _variant("kfac", centred=False),
+    _paper("hessian", "uniform"),
+    _variant("hessian", loss="kl"),
+    _variant("hessian", estimate="sampled"),
+    _paper("tucker2", "uniform"),
+    _variant("tucker2", metric="input"),
+    _variant("tucker2", metric="two_sided"),
+    _paper("cp", "uniform"),
+    _paper("cp", "uniform", factors=4),
+    _variant("cp", factors=4),
+    _variant("cp", metric="input"),
+    _variant("cp", metric="two_sided"),
+    _paper("interpolative", "iterative", selector="cholesky", refit="once"),
+    _paper("interpolative", "uniform", selector="cholesky", refit="once"),
+    _variant("interpolative", "iterative"),
+    _variant("interpolative", selector="cholesky"),
+    *(
+        variant
+        for name in ("l1", "l2", "bn_scale", "random", "thinet", "pfp")
+        for variant in (_paper(name, "uniform"), _variant(name, "uniform", reconstruct=True))
+    ),
+)
+"""Variants beside the default of every registered method, which the benchmark always has."""
+
+_ORDER: tuple[Role, ...] = ("default", "paper", "variant")
+
+
+def variants(
+    names: Sequence[str] | None = None,
+    roles: Iterable[str] = _ORDER,
+    allocators: Iterable[str] | None = None,
+) -> list[Variant]:
+    """The variants of the methods ``names`` (all registered ones by default), defaults first.
+
+    Args:
+        names: methods.
+        roles: which of "default", "paper" and "variant".
+        allocators: those that exist; named variants with another one are left out. None: no check.
+
+    Raises:
+        UnknownNameError: a name is not registered.
+    """
+    known = methods()
+    for name in names or ():
+        if name not in known:
+            raise UnknownNameError("method", name, known)
+    chosen = list(known) if names is None else list(dict.fromkeys(names))
+    wanted = set(roles)
+    table = [*(Variant(name) for name in chosen), *(v for v in NAMED if v.method in chosen)]
+    usable = None if allocators is None else set(allocators)
+    return sorted(
+        (v for v in table if v.role in wanted and (usable is None or v.allocator in usable)),
+        key=lambda v: _ORDER.index(v.role),
+    )
