@@ -1,11 +1,12 @@
 """The configurations that the compress-only benchmark compares: method, options and allocator."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rankwise.allocation import get_allocator
 from rankwise.errors import UnknownNameError
-from rankwise.methods import methods
+from rankwise.methods import get_method, methods
 
 Role = Literal["default", "paper", "variant"]
 
@@ -20,19 +21,27 @@ class Variant:
     allocator_options: Mapping[str, Any] = field(default_factory=dict)
     role: Role = "default"
 
+    def as_dict(self) -> dict[str, Any]:
+        """What identifies the configuration, JSON-able, options that were not given included."""
+        return {
+            "method": self.method,
+            "options": _configured(get_method, self.method, self.options),
+            "allocator": self.allocator,
+            "allocator_options": _configured(get_allocator, self.allocator, self.allocator_options),
+        }
+
     @property
     def label(self) -> str:
         """For tables: ``method option=value / allocator``."""
         return f"{_named(self.method, self.options)} / {_named(self.allocator, self.allocator_options)}"
 
-    def as_dict(self) -> dict[str, Any]:
-        """What identifies the configuration, JSON-able."""
-        return {
-            "method": self.method,
-            "options": dict(self.options),
-            "allocator": self.allocator,
-            "allocator_options": dict(self.allocator_options),
-        }
+
+def _configured(get: Callable[..., Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of what is called ``name``; those given alone where it is not ours."""
+    try:
+        return dict(get(name, **options).config())
+    except UnknownNameError:
+        return dict(options)
 
 
 def _named(name: str, options: Mapping[str, Any]) -> str:
@@ -48,23 +57,21 @@ def _variant(method: str, allocator: str = "knapsack", **options: Any) -> Varian
 
 
 NAMED: tuple[Variant, ...] = (
-    _paper("svd", "uniform", batchnorm=False),
-    _paper("svd", "energy", batchnorm=False),
-    _paper("svd", "lrank", batchnorm=False),
-    _variant("svd", batchnorm=False),
-    _variant("svd", "energy"),
+    _paper("svd", "uniform"),
+    _paper("svd", "energy"),
+    _paper("svd", "lrank"),
+    _variant("svd", batchnorm=True),
     _variant("svd", folding="all"),
     _variant("svd", metric="input"),
     _variant("svd", metric="input", folding="all"),
     _variant("svd", metric="two_sided"),
     _variant("spatial_svd", metric="input"),
-    _paper("alds", "minimax"),
-    _paper("alds", "minimax", folding="channel", batchnorm=False),
-    _paper("alds", "minimax", batchnorm=False),
-    _variant("alds", "minimax", bound="theorem"),
-    _variant("alds", "minimax", bound="operator"),
-    _variant("alds", bound="energy"),
-    _variant("alds", metric="input"),
+    _paper("alds", "minimax", metric="identity"),
+    _paper("alds", "minimax", metric="identity", folding="channel"),
+    _variant("alds", "minimax"),
+    _variant("alds", "minimax", metric="identity", bound="theorem"),
+    _variant("alds", "minimax", metric="identity", bound="operator"),
+    _variant("alds", metric="identity", bound="energy"),
     _variant("alds", metric="two_sided"),
     _paper("whitened", "energy"),
     _paper("pca", "uniform"),
@@ -75,6 +82,7 @@ NAMED: tuple[Variant, ...] = (
     _paper("asymmetric", "energy_product"),
     _variant("asymmetric", metric="gradient"),
     _variant("asymmetric", regressor="response"),
+    _paper("relu_aware", "energy_product"),
     _variant("kfac", centred=False),
     _paper("hessian", "uniform"),
     _variant("hessian", loss="kl"),
@@ -83,7 +91,6 @@ NAMED: tuple[Variant, ...] = (
     _variant("tucker2", metric="input"),
     _variant("tucker2", metric="two_sided"),
     _paper("cp", "uniform"),
-    _paper("cp", "uniform", factors=4),
     _variant("cp", factors=4),
     _variant("cp", metric="input"),
     _variant("cp", metric="two_sided"),
