@@ -44,4 +44,13 @@ METHOD_CASES = [
         predicts=True,
         exact_at_full=False,
     ),
+    MethodCase("tucker2", monotone=False),
+    MethodCase("tucker2", {"metric": "input"}, predicts=True, monotone=False),
+    MethodCase("asymmetric", predicts=True),
+    MethodCase("asymmetric", {"metric": "gradient", "regressor": "response"}),
+    MethodCase("relu_aware"),
+    MethodCase("hessian"),
+    MethodCase("kfac"),
+    MethodCase("kfac", {"centred": False}),
+    MethodCase("diagonal", predicts=True, monotone=False),
 ]

@@ -140,7 +140,8 @@ def _regress(
     if right is not None:
         expanded = _expanded(metric, right)  # (P, r K)
         gram = _expanded(expanded.T, right).T  # (r K, r K)
-        reduced = solve_gram(gram, matrix @ expanded)  # (T, r K)
+        # the metric is anchored, so the Gram matrix is positive definite
+        reduced = torch.linalg.solve(gram, (matrix @ expanded).T).T  # (T, r K)
     channels = tensor.shape[1] if right is None else right.shape[1]
     if rank_out == 0:
         return reduced.reshape(-1, channels, *kernel), None

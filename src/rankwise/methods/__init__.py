@@ -11,6 +11,7 @@ from rankwise.methods import (  # noqa: F401 (registers them)
     relu_aware,
     spatial_svd,
     svd,
+    tucker2,
     whitened,
 )
 from rankwise.methods.base import (
