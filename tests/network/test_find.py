@@ -351,3 +351,18 @@ def test_a_caught_failure_inside_the_model_does_not_confuse_the_watch() -> None:
 
     layers = found(Trying(), torch.randn(2, 3))
     assert layers["b"].reason is None and layers["b"].cost.macs == 9
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+def test_a_compiled_model_is_read_without_compiling_it() -> None:
+    def backend(graph: Any, inputs: Any) -> Any:
+        raise AssertionError("compiled")
+
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)
+    compiled = torch.compile(model, backend=backend)
+    layers = found(compiled, x)
+    assert [(name, layer.reason) for name, layer in layers.items()] == [
+        ("_orig_mod.0", None),
+        ("_orig_mod.2", None),
+    ]
+    assert count_macs(compiled, x) == 20

@@ -1,7 +1,8 @@
 """Leaving a model as it was found: training flags, random number generators, gradients, buffers."""
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -49,15 +50,19 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def unfused() -> Iterator[None]:
-    """Run transformer blocks of torch through their modules, not through fused inference kernels.
+    """Run every module by itself: no fused inference kernels of transformers, no compiled graphs.
 
     In evaluation mode ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention`` hand their raw
     weights to one kernel: modules inside are then neither called nor seen by hooks, and
-    ``torch.utils.flop_counter`` counts nothing.
+    ``torch.utils.flop_counter`` counts nothing. A model out of ``torch.compile`` runs eagerly, since
+    hooks that come and go would compile it anew each time.
     """
     enabled = torch.backends.mha.get_fastpath_enabled()
+    compiler = "torch._dynamo" in sys.modules  # loaded as soon as anything is compiled; slow to load
+    eager = torch.compiler.set_stance("force_eager") if compiler else nullcontext()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with eager:
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)

@@ -7,7 +7,7 @@ from torch import nn
 
 from rankwise.errors import CalibrationError
 from rankwise.network.layer import Geometry, Layer, geometry_of
-from rankwise.statistics.moments import channel_sums, cross_sums, patch_sums
+from rankwise.statistics.moments import channel_sums, cross_sums, patch_sums, widened
 from rankwise.statistics.patches import as_examples, patches
 from rankwise.statistics.record import LayerStatistics, Statistic
 from rankwise.statistics.samples import Reservoir
@@ -91,7 +91,7 @@ class Accumulator:
         held = self.total.input_rows
         few = rows + (0 if held is None else held.shape[1]) < self.geometry.columns
         if few and self.total.input_square is None:
-            taken = patches(self.geometry, x.detach().double()).movedim(2, 0)  # (G, n, P, d)
+            taken = patches(self.geometry, widened(x)).movedim(2, 0)  # (G, n, P, d)
             scaled = taken if w is None else taken * w.to(taken).view(1, -1, 1, 1)
             root = taken if w is None else taken * w.to(taken).sqrt().view(1, -1, 1, 1)
             seen.input_sum, seen.input_rows = scaled.sum((1, 2)), root.flatten(1, 2)

@@ -28,12 +28,17 @@ Offset = tuple[int, ...]
 _CHUNK_ELEMENTS = 1 << 22  # float64 numbers held at a time: 32 MiB
 
 
+def widened(x: Tensor) -> Tensor:
+    """``x`` in float64, on its device or, where that has no float64, on the CPU."""
+    device = torch.device("cpu") if x.device.type == "mps" else x.device
+    return x.detach().to(device, torch.float64)
+
+
 def chunks(x: Tensor, weights: Tensor | None, per_example: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Pieces of ``x`` along its first dimension that need ``per_example`` numbers per entry, in float64."""
     size = max(1, _CHUNK_ELEMENTS // max(1, per_example))
-    device = torch.device("cpu") if x.device.type == "mps" else x.device
     for start in range(0, x.shape[0], size):
-        piece = x[start : start + size].detach().to(device, torch.float64)
+        piece = widened(x[start : start + size])
         yield piece, None if weights is None else weights[start : start + size].to(piece)
 
 
