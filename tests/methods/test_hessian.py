@@ -55,16 +55,19 @@ def test_negative_eigenvalues_go_first_unless_the_absolute_order_is_asked_for() 
     assert kept.tolist() == [False, True, True, False, True, False]
 
 
-@pytest.mark.parametrize("config", [{}, {"loss": "kl"}, {"estimate": "sampled"}], ids=str)
+@pytest.mark.parametrize(
+    "config", [{}, {"loss": "kl"}, {"estimate": "local"}, {"estimate": "sampled"}], ids=str
+)
 def test_a_direction_that_the_network_ignores_is_dropped_though_it_varies_most(config: dict) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 5))
     with torch.no_grad():
-        model[0].weight.copy_(torch.diag(torch.tensor([1.0, 1.0, 1.15, 1.0])))
+        model[0].weight.copy_(torch.diag(torch.tensor([1.0, 1.0, 1.05, 1.0])))
         centred = torch.eye(5, 4) - 0.2  # columns that sum to 0, so that softmax sees each alike
         model[1].weight.copy_(torch.linalg.qr(centred)[0])
         model[1].weight[:, 2] = 0.0
         model[1].bias.zero_()
-    x = torch.randn(800, 4)
+    drawn = torch.randn(800, 4)
+    x = torch.linalg.qr(drawn - drawn.mean(0))[0] * 800**0.5  # covariance 1
     layer = find_layers(model, x)[0]
     method = get_method("hessian", rounds=4, **config)
     found = collect(model, [layer], [x[:400], x[400:]], {"0": method.requires}, curvature=method.curvature)
@@ -90,8 +93,10 @@ def test_configuration_is_json_and_wrong_options_are_refused() -> None:
     def my_loss(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         return (new - old).abs().sum(1)
 
-    assert get_method("hessian", loss=my_loss).config()["loss"].endswith("my_loss")
+    assert get_method("hessian", estimate="local", loss=my_loss).config()["loss"].endswith("my_loss")
     assert get_method("hessian").config()["loss"] == "mse"
+    with pytest.raises(ValueError, match="a function was given"):
+        get_method("hessian", loss=my_loss)
     for wrong in ({"estimate": "x"}, {"loss": "x"}, {"order": "x"}, {"rounds": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
             get_method("hessian", **wrong)

@@ -21,6 +21,27 @@ def small_net() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("loss", ["mse", "kl"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_averaging_over_all_directions_agrees_with_many_of_them(loss: str, shared: bool) -> None:
+    """Three positions, or one layer called for each of them, so that cross terms count."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if shared:
+                return self.head(sum(torch.tanh(self.layer(x[:, i])) for i in range(3)))
+            return self.head(torch.tanh(self.layer(x)).sum(1))
+
+    model, x = Net().double(), torch.randn(60, 3, 3, dtype=torch.float64)
+    local = curvature_of(model, "layer", [x], Curvature("local", loss, rounds=500))[0]
+    averaged = curvature_of(model, "layer", [x], Curvature("averaged", loss, rounds=400))[0]
+    assert (averaged - local).norm() < 0.06 * local.norm()
+
+
+@pytest.mark.parametrize("loss", ["mse", "kl"])
 def test_products_are_those_of_autograds_exact_hessian(loss: str) -> None:
     model, x = small_net(), torch.randn(6, 3, dtype=torch.float64)
     layers = [layer for layer in find_layers(model, x) if layer.name in ("0", "2")]
@@ -51,19 +72,21 @@ def expected(metric: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     return both / (2 * (len(metric) + 2))
 
 
-def test_local_estimate_has_the_expected_value() -> None:
+@pytest.mark.parametrize("estimate,tolerance", [("local", 0.05), ("averaged", 0.02)])
+def test_estimates_have_the_expected_value(estimate: str, tolerance: float) -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).double()
     x = torch.randn(2000, 5, dtype=torch.float64) @ torch.diag(torch.tensor([2.0, 1, 1, 0.5, 0.2]).double())
-    found = curvature_of(model, "0", [x[:1000], x[1000:]], Curvature(rounds=6))[0].numpy()
+    found = curvature_of(model, "0", [x[:1000], x[1000:]], Curvature(estimate, rounds=6))[0].numpy()
     second = model[1].weight.detach().numpy()
     wanted = expected(2 / 3 * second.T @ second, np.cov(model[0](x).detach().numpy().T, bias=True))
-    assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
+    assert np.linalg.norm(found - wanted) < tolerance * np.linalg.norm(wanted)
 
 
-def test_groups_give_their_own_blocks_without_bias() -> None:
+@pytest.mark.parametrize("estimate", ["local", "averaged"])
+def test_groups_give_their_own_blocks_without_bias(estimate: str) -> None:
     model = nn.Sequential(nn.Conv1d(6, 6, 1, groups=2), nn.Flatten(), nn.Linear(6, 4)).double()
     x = torch.randn(3000, 6, 1, dtype=torch.float64)
-    found = curvature_of(model, "0", [x], Curvature(rounds=10)).numpy()
+    found = curvature_of(model, "0", [x], Curvature(estimate, rounds=10)).numpy()
     metric = 2 / 4 * (model[2].weight.T @ model[2].weight).detach().numpy()
     covariance = np.cov(model[0](x).detach()[:, :, 0].numpy().T, bias=True)
     for group, rows in enumerate((slice(0, 3), slice(3, 6))):
@@ -113,7 +136,7 @@ def test_convolutions_called_twice_and_functions_as_loss() -> None:
         return (new - old).square().amax(1)
 
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for options in (Curvature(loss="kl"), Curvature(loss=largest), Curvature("sampled", largest)):
+    for options in (Curvature(loss="kl"), Curvature("local", largest), Curvature("sampled", largest)):
         found = curvature_of(model, "conv", [x], options)
         assert found.shape == (1, 3, 3)
         assert torch.equal(found, curvature_of(model, "conv", [x], options))  # same seed, same bits
@@ -130,6 +153,8 @@ def test_wrong_options_and_spent_iterators_are_named() -> None:
         collect(model, layers, iter([x]), {"0": NEEDS})
     with pytest.raises(CalibrationError, match="loss='mae'"):
         curvature_of(model, "0", [x], Curvature(loss="mae"))
+    with pytest.raises(CalibrationError, match="a function takes 'local'"):
+        curvature_of(model, "0", [x], Curvature(loss=squared_error))
     with pytest.raises(CalibrationError, match="estimate='guess'"):
         curvature_of(model, "0", [x], Curvature(estimate="guess"))
     with pytest.raises(CalibrationError, match="targets"):

@@ -46,7 +46,7 @@ class Asymmetric(Method):
     regressor: Literal["patch", "response"] = "patch"
     ridge: float = 1e-3
     metric: Literal["identity", "gradient"] = "identity"
-    damping: float = 0.01
+    damping: float = 1.0
 
     def __post_init__(self) -> None:
         if self.regressor not in ("patch", "response"):

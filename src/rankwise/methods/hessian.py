@@ -1,7 +1,7 @@
 """Hessian projections: keep the output directions whose removal hurts the network's own output most."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import nn
@@ -26,28 +26,32 @@ class Hessian(Method):
     directions go first. The error adds up single directions, as if their effects were independent.
 
     Args:
-        estimate: "local" (double backward pass) or "sampled" (losses of random projections).
+        estimate: "averaged", or "local" (double backward pass along random directions: the same
+            expectation, more noise, any loss), or "sampled" (losses of random projections).
             Experiments: "gradient", the first-order change of the labelled loss.
-        loss: "mse" on the model's outputs, "kl" (symmetric), or a function ``loss(old, new)`` of one
-            number per example. Not used by "gradient".
-        rounds: random directions per example.
+        loss: "mse" on the model's outputs, "kl" (symmetric), or, not for "averaged", a function
+            ``loss(old, new)`` of one number per example. Not used by "gradient".
+        rounds: random draws per example.
         order: "signed" keeps the largest eigenvalues. Experiment: "absolute" keeps the largest in size.
-        seed: of the directions.
+        seed: of the draws.
     """
 
     summary: ClassVar[str] = "keep the directions whose removal changes the network's output most"
     source: ClassVar[str] = "pca-compress (Nichol 2020), hessapprox.py, solved by least squares"
 
-    estimate: Estimate = "local"
+    estimate: Estimate = "averaged"
     loss: OutputLoss = "mse"
-    rounds: int = 1
+    rounds: int = 4
     order: Literal["signed", "absolute"] = "signed"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.estimate not in ("local", "sampled", "gradient"):
+        if self.estimate not in get_args(Estimate):
+            allowed = ", ".join(map(repr, get_args(Estimate)))
+            raise ValueError(f"estimate={self.estimate!r} was given; allowed are {allowed}.")
+        if callable(self.loss) and self.estimate == "averaged":
             raise ValueError(
-                f"estimate={self.estimate!r} was given; allowed are 'local', 'sampled' and 'gradient'."
+                "loss=a function was given; estimate='averaged' takes 'mse' or 'kl', 'local' any."
             )
         if not callable(self.loss) and self.loss not in ("mse", "kl"):
             raise ValueError(f"loss={self.loss!r} was given; allowed are 'mse', 'kl' and functions.")

@@ -39,7 +39,7 @@ class KFAC(Method):
     source: ClassVar[str] = "K-FAC, Martens and Grosse 2015, 1503.05671; two-sided whitened SVD"
 
     centred: bool = True
-    damping: float = 0.01
+    damping: float = 1.0
     labels: Literal["sampled", "targets"] = "sampled"
 
     def __post_init__(self) -> None:

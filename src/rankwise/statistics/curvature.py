@@ -15,13 +15,14 @@ from rankwise.linalg.quadratic_fit import fit_products, fit_quadratic_form
 from rankwise.network.batches import batch_size, forward, output_tensor, split_batch, to_device
 from rankwise.network.layer import Layer
 from rankwise.network.state import preserved, unfused
-from rankwise.statistics.gradient import class_rows, loss_function
+from rankwise.statistics.gradient import class_rows, loss_function, sampled_loss
 from rankwise.statistics.hooks import hooked
 from rankwise.statistics.record import LayerStatistics
 
 Tensor = torch.Tensor
 OutputLoss = Literal["mse", "kl"] | Callable[[Tensor, Tensor], Tensor]
-Estimate = Literal["local", "sampled", "gradient"]
+_CHUNK = 1 << 22  # float64 numbers held at a time
+Estimate = Literal["averaged", "local", "sampled", "gradient"]
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,19 @@ class Curvature:
     when a layer's output y becomes y - p p^T (y - E[y]) at all positions.
 
     Args:
-        estimate: "local" differentiates the loss twice; "sampled" measures it with one random direction
-            per example and layer, without gradients; "gradient" is the first-order change of the
+        estimate: "local" differentiates the loss twice, along one random direction per example and
+            layer; "averaged" has the same expectation, with the mean over all directions in closed
+            form, and takes one backward pass for all layers; "sampled" measures the loss itself along
+            random directions, without gradients; "gradient" is the first-order change of the
             cross-entropy with the batches' targets, which may be negative.
         loss: of the changed model output against the original one: "mse" (mean over its entries), "kl"
             (symmetric, between softmaxes), or a function ``loss(old, new)`` giving one number per
-            example, smallest (0) where both are equal.
-        rounds: random directions per example.
-        seed: of the directions.
+            example, smallest (0) where both are equal; not for "averaged".
+        rounds: random directions, or draws, per example.
+        seed: of the draws.
     """
 
-    estimate: Estimate = "local"
+    estimate: Estimate = "averaged"
     loss: OutputLoss = "mse"
     rounds: int = 1
     seed: int = 0
@@ -66,7 +69,7 @@ class _Probe:
 
     layer: Layer
     mean: Tensor  # (G, o)
-    square: Tensor = field(init=False)  # (G, o, o) sum of p p^T, or of the first-order change
+    square: Tensor = field(init=False)  # (G, o, o) sum of p p^T, or of what each example adds
     cross: Tensor = field(init=False)  # (G, o, o)
     points: list[Tensor] = field(default_factory=list)  # each (N, G, o)
     values: list[Tensor] = field(default_factory=list)  # each (N, G)
@@ -91,6 +94,14 @@ class _Probe:
         changed: Tensor = (last - p * dots).flatten(-2).movedim(-1, axis)
         return changed
 
+    def by_example(self, y: Tensor, count: int) -> Tensor:
+        """``y`` as (N, positions of one call, G, o) on the CPU, in float64."""
+        axis = -1 if self.layer.geometry.kind == "linear" else 1
+        last = y.to("cpu", torch.float64).movedim(axis, -1)
+        if last.shape[0] != count and last.ndim > 2 and last.shape[1] == count:  # sequence first
+            last = last.transpose(0, 1)
+        return last.reshape(count, -1, *self.mean.shape)
+
     def add_products(self, direction: Tensor, product: Tensor) -> None:
         """Take in y = M p of each example."""
         p = direction.transpose(0, 1)  # (G, N, o)
@@ -101,8 +112,8 @@ class _Probe:
         """H, (G, o, o)."""
         if estimate == "local":
             found = fit_products(self.square, self.cross) / 2  # p^T M p is twice the second-order loss
-        elif estimate == "gradient":
-            found = -(self.square + self.square.mT) / (2 * examples)
+        elif estimate != "sampled":
+            found = (self.square + self.square.mT) / (2 * examples)
         else:
             points, values = torch.cat(self.points), torch.cat(self.values)
             pairs = zip(points.unbind(1), values.unbind(1), strict=True)
@@ -132,9 +143,9 @@ def add_curvature_(
 ) -> None:
     """Put ``curvature_sum`` into the statistics ``found`` of ``layers``, which hold output means.
 
-    One pass over ``batches`` in evaluation mode, each of the ``rounds`` inside it. Per round "local"
-    costs a forward pass, a backward pass and one more backward pass per layer; "sampled" a forward pass
-    per layer and group; "gradient" one forward and one backward pass in all.
+    One pass over ``batches`` in evaluation mode, each of the ``rounds`` inside it. A round of "averaged"
+    or "gradient" costs one forward and one backward pass in all; one of "local" these two and one more
+    backward pass per layer; one of "sampled" a forward pass per layer and group.
 
     Raises:
         CalibrationError: the batches are a spent iterator, hold no targets where they are needed, or
@@ -142,6 +153,8 @@ def add_curvature_(
     """
     if options.estimate not in _PASSES:
         raise CalibrationError(f"estimate={options.estimate!r} was given; allowed: {', '.join(_PASSES)}.")
+    if callable(options.loss) and options.estimate == "averaged":
+        raise CalibrationError("estimate='averaged' takes loss 'mse' or 'kl'; a function takes 'local'.")
     if not callable(options.loss) and options.loss not in _LOSSES:
         raise CalibrationError(f"loss={options.loss!r} was given; allowed: 'mse', 'kl' or a function.")
     probes = {layer.name: _Probe(layer, found[layer.name].output_mean) for layer in layers}
@@ -218,33 +231,75 @@ def _sampled(
             probe.values.append(torch.stack(losses, 1))
 
 
-def _gradient(
-    model: nn.Module, batch: Any, probes: Mapping[str, _Probe], options: Curvature, generator: torch.Generator
-) -> None:
-    """The sum of (y - E[y]) g^T, g the gradient of the cross-entropy with the batch's targets."""
-    seen: list[tuple[str, Tensor]] = []
+def _products(
+    model: nn.Module, batch: Any, probes: Mapping[str, _Probe], total: Callable[[Any], Tensor]
+) -> Iterator[tuple[_Probe, Tensor]]:
+    """Per layer B = sum over positions of (y - E[y]) g^T, g the gradient of ``total`` of the output.
+
+    Yields (N, G, o, o) in pieces of a few examples each.
+    """
+    seen: dict[str, list[Tensor]] = {name: [] for name in probes}
 
     def remember(name: str, x: Tensor, y: Tensor) -> Tensor:
         leaf = y if y.requires_grad else y.detach().requires_grad_()
-        seen.append((name, leaf))
+        seen[name].append(leaf)
         return leaf.clone()
 
     with hooked(model, probes, remember), torch.enable_grad():
-        output = forward(model, batch)
-        target = split_batch(model, batch)[2]
-        total = loss_function("targets", options.seed)(output, target, batch_size(batch))
-    leaves = [y for _, y in seen]
-    gradients: Sequence[Tensor | None] = torch.autograd.grad(total, leaves, allow_unused=True)
-    for (name, y), gradient in zip(seen, gradients, strict=True):
-        if gradient is None:
+        summed = total(forward(model, batch))
+    leaves = [leaf for calls in seen.values() for leaf in calls]
+    slopes: Sequence[Tensor | None] = torch.autograd.grad(summed, leaves, allow_unused=True)
+    slope = dict(zip(map(id, leaves), slopes, strict=True))
+    count = batch_size(batch)
+    for name, probe in probes.items():
+        used = [(y, g) for y in seen[name] if (g := slope[id(y)]) is not None]
+        if not used:
             continue
-        probe = probes[name]
-        axis = -1 if probe.layer.geometry.kind == "linear" else 1
-        rows, slopes = (
-            v.detach().double().movedim(axis, -1).reshape(-1, *probe.mean.shape).transpose(0, 1)
-            for v in (y, gradient)
-        )
-        probe.square += (rows - probe.mean[:, None]).mT @ slopes / options.rounds
+        rows = torch.cat([probe.by_example(y.detach(), count) for y, _ in used], 1) - probe.mean
+        gradients = torch.cat([probe.by_example(g, count) for _, g in used], 1)  # (N, P, G, o)
+        step = max(1, _CHUNK // probe.square.numel())
+        for a, g in zip(rows.split(step), gradients.split(step), strict=True):
+            yield probe, torch.einsum("npgi,npgj->ngij", a, g)
 
 
-_PASSES: dict[str, Callable[..., None]] = {"local": _local, "sampled": _sampled, "gradient": _gradient}
+def _averaged(
+    model: nn.Module, batch: Any, probes: Mapping[str, _Probe], options: Curvature, generator: torch.Generator
+) -> None:
+    """The mean of the fit of "local" over all directions p, for one draw v with E[v v^T] the loss's Hessian.
+
+    With g the gradient of v . output and B as in :func:`_products`, the loss's curvature between two
+    positions is E[g_s g_t^T]; integrating p p^T M p over the sphere gives
+    M = (B B^T + tr(B) (B + B^T)) / (o + 2), and half of it is the loss.
+    """
+
+    def total(output: Any) -> Tensor:
+        logits = output_tensor(output)
+        if options.loss == "mse":
+            coins = torch.randint(0, 2, logits.shape, generator=generator).to(logits) * 2.0 - 1.0
+            summed, size = (logits * coins).sum(), 2.0 / logits[0].numel()
+        else:
+            summed, size = sampled_loss(output, generator), 2.0 * len(logits) / len(class_rows(output))
+        return summed * torch.tensor(size).sqrt()
+
+    for probe, products in _products(model, batch, probes, total):
+        trace = products.diagonal(dim1=2, dim2=3).sum(-1)[..., None, None]
+        fitted = products @ products.mT + 2.0 * trace * products  # symmetrised in the end
+        probe.square += fitted.sum(0) / (2.0 * (products.shape[-1] + 2) * options.rounds)
+
+
+def _gradient(
+    model: nn.Module, batch: Any, probes: Mapping[str, _Probe], options: Curvature, generator: torch.Generator
+) -> None:
+    """The first-order change of the cross-entropy with the batch's targets, -p^T (y - E[y]) g^T p."""
+    target = split_batch(model, batch)[2]
+    loss = loss_function("targets", options.seed)
+    for probe, products in _products(model, batch, probes, lambda o: loss(o, target, batch_size(batch))):
+        probe.square -= products.sum(0) / options.rounds
+
+
+_PASSES: dict[str, Callable[..., None]] = {
+    "averaged": _averaged,
+    "local": _local,
+    "sampled": _sampled,
+    "gradient": _gradient,
+}
