@@ -89,7 +89,7 @@ class Diagonal(Method):
         return fit
 
     def candidates(self, layer: Layer, statistics: LayerStatistics | None) -> Candidates:
-        """Blocks 2, 4, 8, ... and min(N, M); ranks 0, 1, 2, 4, ... and full, of the low-rank part."""
+        """Blocks 2, 4, 8, ... and min(N, M); every rank of the low-rank part, with sweeps 0, 1, 2, 4, ...."""
         assert statistics is not None
         weight, moment = layer.matrix()[0], statistics.input_covariance[0]
         full = min(weight.shape)
@@ -97,7 +97,7 @@ class Diagonal(Method):
         for blocks in _powers_of_two(full)[1:]:
             first = self._fit(weight, moment, blocks)
             stored = sum(run.elements for run in _runs(weight, blocks))
-            for rank in (0, *_powers_of_two(full)):
+            for rank in range(full + 1) if self.sweeps == 1 else (0, *_powers_of_two(full)):
                 fit = self._refined(weight, moment, blocks, rank, first)
                 found.append((blocks, rank, stored + rank * sum(weight.shape), float(fit.error[rank])))
         columns = np.array([entry[:3] for entry in found], dtype=np.int64)
