@@ -1,6 +1,5 @@
 """One file: a compressed model's tensors with its plan in the header; no pickle."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 
 from rankwise.errors import FileFormatError, PlanError, WeightsError
 from rankwise.files import write_atomically
+from rankwise.network.state import duplicate
 from rankwise.plan import Plan, attach_plan_, plan_of, reshape_
 
 _PLAN, _ALIASES = "rankwise.plan", "rankwise.aliases"
@@ -82,7 +82,7 @@ def load(path: str | Path, skeleton: nn.Module) -> nn.Module:
     """
     tensors, metadata = _read(Path(path))
     plan = Plan.from_json(metadata[_PLAN])
-    model = copy.deepcopy(skeleton)
+    model = duplicate(skeleton)
     try:
         reshape_(model, plan)
     except PlanError as error:

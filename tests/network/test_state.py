@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from rankwise.network.state import preserved, unfused
+from rankwise.network.state import duplicate, preserved, unfused
 
 
 class Net(nn.Module):
@@ -81,3 +81,16 @@ def test_fused_kernels_are_off_inside_only(enabled: bool) -> None:
         assert len(calls) == (1 if enabled else 2)
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_a_weight_that_was_computed_with_a_gradient_is_copied() -> None:
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 2))
+    inputs = torch.randn(4, 3)
+    expected = model(inputs)
+    assert model[0].weight.grad_fn is not None
+    copied = duplicate(model)
+    assert torch.equal(copied(inputs), expected)
+    held, copies = list(model.parameters()), list(copied.parameters())
+    assert not {id(p) for p in held} & {id(p) for p in copies}
+    assert model[0].weight.grad_fn is not None

@@ -1,6 +1,5 @@
 """Finding every compressible layer of a model, and why some of them must be left alone."""
 
-import copy
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -13,7 +12,7 @@ from rankwise.network.batches import batch_size, forward
 from rankwise.network.cost import Cost
 from rankwise.network.layer import Geometry, Layer, geometry_of, is_hf_conv1d
 from rankwise.network.names import Patterns, filter_names
-from rankwise.network.state import preserved, unfused
+from rankwise.network.state import duplicate, preserved, unfused
 from rankwise.network.usage import Usage, watching
 
 Shape = tuple[int, ...]
@@ -159,7 +158,7 @@ def find_layers(
     }
     left_out = filter_names(layers, include, exclude)
     owners = _sharers(model)
-    running = copy.deepcopy(model) if any(map(_is_lazy, model.modules())) else model
+    running = duplicate(model) if any(map(_is_lazy, model.modules())) else model
     modules = {name: running.get_submodule(name) for name in layers}
     with preserved(running), unfused(), torch.no_grad(), watching(modules) as watch:
         running.eval()

@@ -1,5 +1,6 @@
-"""Leaving a model as it was found: training flags, random number generators, gradients, buffers."""
+"""Leaving a model as it was found (training flags, random generators, gradients, buffers); copying it."""
 
+import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,6 +15,22 @@ def _restore_buffers(saved: list[tuple[nn.Module, str, torch.Tensor, torch.Tenso
             if value is not None and not torch.equal(buffer, value):
                 buffer.copy_(value)
             module._buffers[name] = buffer
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A deep copy of ``model``, also where a module holds a computed tensor.
+
+    ``torch.nn.utils.weight_norm`` and ``spectral_norm`` keep the weight they computed in the last
+    forward pass; it has a gradient history, which ``copy.deepcopy`` alone refuses. Such tensors are
+    copied without their history.
+    """
+    computed = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and value.grad_fn is not None
+    ]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 @contextmanager
