@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from rankwise.errors import PlanError, UnknownNameError
-from rankwise.files import write_text
+from rankwise.files import json_text, write_text
 from rankwise.methods import methods
 from rankwise.network.batchnorm import fold_batchnorm_
 from rankwise.network.select import apply_selection_, selection_from_json
@@ -81,7 +81,7 @@ class Plan:
             "settings": list(self.settings),
             "edits": [edit.as_dict() for edit in self.edits],
         }
-        return json.dumps(content, indent=1, sort_keys=False) + "\n"
+        return json_text(content)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":

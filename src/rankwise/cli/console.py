@@ -1,6 +1,5 @@
 """Printing: tables for people, one JSON object for programs, progress on standard error."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from rankwise.files import json_text
 from rankwise.progress import Progress, silent
 
 PIPE_WIDTH = 1000  # characters: more than any table needs, so that nothing is folded
@@ -20,7 +20,7 @@ errors = Console(stderr=True, highlight=False)
 
 def print_json(content: Any) -> None:
     """Print one JSON object to standard output."""
-    sys.stdout.write(json.dumps(content, indent=1) + "\n")
+    sys.stdout.write(json_text(content))
 
 
 def print_table(

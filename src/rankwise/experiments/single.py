@@ -1,6 +1,5 @@
 """One experiment: load, compress, evaluate, save. The command line and the benchmarks call it."""
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from rankwise.compress import Compression, compression
 from rankwise.data import DataSet, load_data
 from rankwise.errors import RankwiseError
 from rankwise.evaluation import Comparison, compare
-from rankwise.files import write_text
+from rankwise.files import json_text, write_text
 from rankwise.io import load, read_plan, save
 from rankwise.models import LoadedModel, load_model
 from rankwise.network import count_bytes, count_macs, count_params
@@ -114,7 +113,7 @@ def execute(run: Run, out: Path | None = None, progress: Progress = silent) -> d
         save(done.model, out / MODEL_FILE)
         done.plan.save(out / PLAN_FILE)
         metrics["compressed"]["file_bytes"] = (out / MODEL_FILE).stat().st_size
-        write_text(out / METRICS_FILE, json.dumps(metrics, indent=1) + "\n")
+        write_text(out / METRICS_FILE, json_text(metrics))
     return metrics
 
 
