@@ -271,3 +271,17 @@ def test_what_does_not_fit_is_refused() -> None:
     for options in ({"confidence": 1.0}, {"resamples": 0}):
         with pytest.raises(DataError, match="at least one resample"):
             evaluate(a, loader(labels), **options)
+
+
+def test_models_that_read_their_inputs_differently_are_compared_on_their_own_data() -> None:
+    a, b, labels = tables()
+    shifted = Table(a.logits.detach().roll(1, 0))  # reads row i of ``a`` as number i + 1
+    rows = (torch.arange(N) + 1) % N
+    own = list(zip(rows.split(16), labels.split(16), strict=True))
+    found = compare(shifted, b, loader(labels), loader_a=own, resamples=10)
+    expected = compare(a, b, loader(labels), resamples=10)
+    assert found.b == expected.b and found.a == expected.a and found.changed == expected.changed
+    with pytest.raises(DataError, match="numbers of batches"):
+        compare(shifted, b, loader(labels), loader_a=own[:-1])
+    with pytest.raises(DataError, match="different examples"):
+        compare(shifted, b, loader(labels), loader_a=loader(labels.flip(0)))

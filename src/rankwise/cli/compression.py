@@ -7,7 +7,7 @@ import typer
 
 from rankwise.cli import options
 from rankwise.cli.console import percent, print_json, print_table, progress_bars, short
-from rankwise.data import load_data
+from rankwise.data import Batches, load_data
 from rankwise.evaluation import compare as compare_models
 from rankwise.evaluation import evaluate as evaluate_model
 from rankwise.experiments.single import (
@@ -22,7 +22,7 @@ from rankwise.experiments.single import (
     prepare,
 )
 from rankwise.io import save
-from rankwise.models import load_model
+from rankwise.models import LoadedModel, load_model
 from rankwise.plan import Plan
 from rankwise.reapply import apply as apply_plan
 
@@ -106,9 +106,13 @@ def evaluate(
 ) -> None:
     """Evaluate a network or a saved file on the test split of a data set."""
     loaded = load_any(model, weights, skeleton)
-    against = None if reference is None else load_any(reference, reference_weights).module
-    test = load_data(data, transform=loaded.preprocessing).testing().batches()
-    found = evaluate_model(loaded.module, test, reference=against).to_json()
+    test = _testing(data, loaded)
+    if reference is None:
+        found = evaluate_model(loaded.module, test).to_json()
+    else:
+        original = load_any(reference, reference_weights)
+        both = compare_models(original.module, loaded.module, test, loader_a=_testing(data, original))
+        found = both.b.to_json()
     metrics = {"model": model, "data": data, **found}
     if Path(model).is_file():
         metrics["file_bytes"] = Path(model).stat().st_size
@@ -116,6 +120,11 @@ def evaluate(
         print_json(metrics)
     else:
         print_figures(f"{model} on {data}", {"value": metrics})
+
+
+def _testing(data: str, loaded: LoadedModel) -> Batches:
+    """Batches of the test split, prepared as the network reads them."""
+    return load_data(data, transform=loaded.preprocessing).testing().batches()
 
 
 def print_figures(title: str, columns: dict[str, Metrics]) -> None:
@@ -143,8 +152,7 @@ def compare(
 ) -> None:
     """Compare the decisions of two networks, example by example: agreement, flips, per-class figures."""
     a, b = load_any(first, first_weights), load_any(second, second_weights)
-    test = load_data(data, transform=a.preprocessing).testing().batches()
-    both = compare_models(a.module, b.module, test)
+    both = compare_models(a.module, b.module, _testing(data, b), loader_a=_testing(data, a))
     if json:
         print_json({"data": data, "models": {"a": first, "b": second}, **both.to_json()})
         return

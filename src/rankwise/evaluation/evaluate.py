@@ -124,17 +124,23 @@ def compare(
     b: nn.Module,
     loader: Iterable[Any],
     *,
+    loader_a: Iterable[Any] | None = None,
     task: Task | None = None,
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Comparison:
-    """``a`` and ``b`` example by example on the same data; arguments and errors as :func:`evaluate`."""
+    """``a`` and ``b`` example by example on the same data; arguments and errors as :func:`evaluate`.
+
+    ``loader_a`` gives the same examples, in the same batches, as ``a`` reads them, where the two models
+    prepare their inputs differently; by default both read ``loader``.
+    """
     first = _FirstBatch(loader)
-    outcomes, of_a = measure(b, first, a, task)
+    first_of_a = first if loader_a is None else _FirstBatch(loader_a)
+    outcomes, of_a = measure(b, first, a, task, None if loader_a is None else first_of_a)
     assert of_a is not None
     return Comparison(
-        _summary(a, first, of_a, confidence, resamples, seed),
+        _summary(a, first_of_a, of_a, confidence, resamples, seed),
         _summary(b, first, outcomes, confidence, resamples, seed),
         tuple(_changes(outcomes)),
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
@@ -229,11 +230,32 @@ def _passes(loader: Iterable[Any], *models: nn.Module | None) -> Iterator[Any]:
         yield from _passes(loader, *present[1:])
 
 
+def _paired(loader: Iterable[Any], other: Iterable[Any] | None) -> Iterator[tuple[Any, Any]]:
+    """Each batch of ``loader`` with that of ``other``, or with itself."""
+    if other is None:
+        yield from ((batch, batch) for batch in loader)
+        return
+    for pair in zip_longest(loader, other):
+        if any(batch is None for batch in pair):
+            raise DataError("The two loaders give different numbers of batches; they must pair up.")
+        yield pair
+
+
+def _check_same(predictions: _Predictions, others: _Predictions) -> None:
+    """Make sure that two models were given the same examples, as far as their targets tell."""
+    same = len(predictions.example) == len(others.example)
+    if same and predictions.target is not None and others.target is not None:
+        same = torch.equal(predictions.target.cpu(), others.target.cpu())
+    if not same:
+        raise DataError("The two models were given different examples, or the same in another order.")
+
+
 def measure(
     model: nn.Module,
     loader: Iterable[Any],
     reference: nn.Module | Decisions | None = None,
     task: Task | None = None,
+    reference_loader: Iterable[Any] | None = None,
 ) -> tuple[Outcomes, Outcomes | None]:
     """Outcomes of ``model``, and of ``reference`` where it is a model: one forward pass each per batch.
 
@@ -242,19 +264,23 @@ def measure(
         loader: batches as :func:`rankwise.network.batches.split_batch` takes them.
         reference: the original model, or its :class:`Decisions` on the same batches.
         task: "classification" or "language"; by default language where the output has three dimensions.
+        reference_loader: the same examples in the same batches as a reference model reads them, where
+            the two models prepare their inputs differently; by default ``loader``.
 
     Raises:
-        DataError: no predictions, labels that do not fit, or cached decisions of another loader.
+        DataError: no predictions, labels that do not fit, cached decisions of another loader, or a
+            ``reference_loader`` of other examples.
         RankwiseError: NaN in an output, or models that do not decide between the same classes.
     """
     own, other = _Collector(), _Collector()
     cached = _Cached(reference) if isinstance(reference, Decisions) else None
     original = reference if isinstance(reference, nn.Module) else None
-    for batch in _passes(loader, model, original):
+    for batch, reference_batch in _passes(_paired(loader, reference_loader), model, original):
         predictions = _predict(model, batch, task)
         expected = None
         if original is not None:
-            reference_predictions = _predict(original, batch, task)
+            reference_predictions = _predict(original, reference_batch, task)
+            _check_same(predictions, reference_predictions)
             other.add(reference_predictions, None)
             expected = _decide(reference_predictions)
         elif cached is not None:
