@@ -91,9 +91,8 @@ def test_every_layer_is_in_the_plan_with_a_reason_or_a_replacement() -> None:
 
 
 def test_rank_multiples_and_overrides_hold() -> None:
-    plan = compression(
-        small_cnn(), batches(), Budget(macs=0.8), multiple_of=4, overrides={"8": {"rank": 8}, "3": {"dense": True}}
-    ).plan  # fmt: skip
+    wishes = {"8": {"rank": 8}, "3": {"dense": True}}
+    plan = compression(small_cnn(), batches(), Budget(macs=0.8), multiple_of=4, overrides=wishes).plan
     changed = {edit.target: edit.choice["rank"] for edit in plan.changes()}
     assert changed["8"] == 8 and "3" not in changed
     assert all(rank % 4 == 0 for rank in changed.values())
@@ -121,7 +120,8 @@ def test_dict_and_tuple_batches_are_understood() -> None:
     result = compress(Named(), [{"pixels": b} for b in batches()], Budget(macs=0.6))
     assert result(pixels=batches()[0])["logits"].shape == (8, 10)
     labels = torch.zeros(8, dtype=torch.long)
-    assert compress(small_cnn(), [(b, labels) for b in batches()], Budget(macs=0.6))(batches()[0]).shape == (8, 10)
+    labelled = compress(small_cnn(), [(b, labels) for b in batches()], Budget(macs=0.6))
+    assert labelled(batches()[0]).shape == (8, 10)
 
 
 def test_transformer_feed_forward_layers_compress_and_run_in_evaluation_mode() -> None:
@@ -130,12 +130,21 @@ def test_transformer_feed_forward_layers_compress_and_run_in_evaluation_mode() -
     data = [torch.randn(4, 6, 16) for _ in range(2)]
     done = compression(model, data, Budget(params=0.8))
     assert {edit.target.split(".")[-1] for edit in done.plan.changes()} <= {"linear1", "linear2"}
+    mask = torch.zeros(4, 6, dtype=torch.bool)
     with torch.no_grad():
-        assert done.model(data[0], src_key_padding_mask=torch.zeros(4, 6, dtype=torch.bool)).shape == (4, 6, 16)
+        assert done.model(data[0], src_key_padding_mask=mask).shape == (4, 6, 16)
+
+
+def test_a_model_that_is_one_layer_says_why_it_cannot_be_replaced() -> None:
+    with pytest.raises(BudgetError, match="the smallest reachable is"):
+        compress(nn.Linear(32, 32), [torch.randn(8, 32)], Budget(macs=0.5))
+    plan = compression(nn.Linear(32, 32), [torch.randn(8, 32)], Budget(macs=1.0)).plan
+    assert [edit.op for edit in plan.edits] == ["keep"] and "nn.Sequential" in str(plan.edits[0].reason)
 
 
 def test_an_impossible_budget_names_the_smallest_reachable() -> None:
-    with pytest.raises(BudgetError, match=r"cannot be met by whitened: the smallest reachable is \d+ \(0\.\d+\)"):
+    message = r"cannot be met by whitened: the smallest reachable is \d+ \(0\.\d+\)"
+    with pytest.raises(BudgetError, match=message):
         compress(small_cnn(), batches(), Budget(params=0.01))
 
 

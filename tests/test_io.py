@@ -53,7 +53,8 @@ def test_tied_weights_are_stored_once_and_tied_again(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.embed, self.body, self.out = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 20, bias=False)
+            self.embed, self.body = nn.Embedding(20, 8), nn.Linear(8, 8)
+            self.out = nn.Linear(8, 20, bias=False)
             self.out.weight = self.embed.weight
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

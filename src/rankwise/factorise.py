@@ -21,6 +21,7 @@ from rankwise.progress import Progress, Stopwatch, silent
 from rankwise.statistics import LayerStatistics, collect
 
 Batches = Iterable[Any]
+_ROOT = "it is the model itself, which cannot be replaced inside itself: wrap it in nn.Sequential"
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +136,7 @@ class Factorisation:
     ) -> Survey:
         """Find the layers of ``model``, calibrate unless ``statistics`` are given, and list all options."""
         layers = find_layers(model, example, self.include, self.exclude)
+        layers = [layer if layer.name else replace(layer, reason=layer.reason or _ROOT) for layer in layers]
         if any(getattr(method, "batchnorm", False) for method in self.methods):
             scales = following_scales(model, example)
             layers = [replace(layer, output_scale=scales.get(layer.name)) for layer in layers]

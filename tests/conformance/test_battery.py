@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.conformance.layer_cases import LAYER_CASES, LayerCase, build
-from tests.conformance.method_cases import METHOD_CASES, MethodCase
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,6 +15,8 @@ from rankwise.network import Layer, find_layers
 from rankwise.network.spec import describe, rebuild
 from rankwise.network.surgery import replace_
 from rankwise.statistics import LayerStatistics, collect
+from tests.conformance.layer_cases import LAYER_CASES, LayerCase, build
+from tests.conformance.method_cases import METHOD_CASES, MethodCase
 
 Prepared = tuple[Method, nn.Module, list[torch.Tensor], Layer, LayerStatistics | None, Candidates]
 
