@@ -93,7 +93,7 @@ class CPOptions:
     seed: int = 0
     floor: float = 1e-3
     exact_limit: int = 1200
-    effort: float = 400.0
+    effort: float = 100.0
 
 
 def cp_tensor(factors: Sequence[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from rankwise.network.factors import Count, Factor, build_chain, chain_cost
 from rankwise.network.layer import Geometry, Layer
 from rankwise.statistics.record import LayerStatistics
 
-_POINTS = 12
+_POINTS = 20
 _recalled: Recall[list[CPFit]] = Recall(96)
 
 
@@ -44,7 +44,7 @@ def cp_factors(geometry: Geometry, rank: Count, factors: int, bias: bool) -> lis
 
 
 def rank_grid(layer: Layer, factors: int) -> list[int]:
-    """Up to 12 ranks, evenly spaced up to the largest that saves parameters or MACs.
+    """Up to 20 ranks, evenly spaced up to the largest that saves parameters or MACs.
 
     Multiples of 8 where there are enough of them, so that ``multiple_of=8`` finds options.
     """
@@ -92,7 +92,7 @@ class CP(Method):
     ridge: float = 1e-3
     starts: int = 1
     seed: int = 0
-    effort: float = 400.0
+    effort: float = 100.0
     degenerate: bool = False
 
     def __post_init__(self) -> None:
@@ -120,7 +120,7 @@ class CP(Method):
         return f"{what}: CP of rank 1 has {least} weights, no fewer than the layer's {layer.weight.numel()}"
 
     def candidates(self, layer: Layer, statistics: LayerStatistics | None) -> Candidates:
-        """Up to a dozen ranks per factor count, up to where the chain is as large as the layer."""
+        """Up to 20 ranks per factor count, up to where the chain is as large as the layer."""
         bias = layer.bias() is not None or self._keeps_mean
         unit = metric_factor(self.metric, layer)
         rows: list[tuple[int, int, float, float, int, int]] = []

@@ -1,0 +1,154 @@
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rankwise.methods import get_method
+from rankwise.methods.cp import cp_factors, kernel_axes, rank_grid
+from rankwise.methods.recall import Recall, digest
+from rankwise.network.layer import geometry_of
+from tests.methods.by_hand import case, layer_of, measured_cost, patches_of, rows_of, statistics_of
+from tests.methods.test_kfac import gradients, loss_change
+
+KINDS = ["conv1d", "conv2d", "conv2d_dilated", "conv2d_grouped", "conv3d", "transposed"]
+
+
+def kernel_of(chain: nn.Sequential, factors: int) -> torch.Tensor:
+    """(out, in / groups, *kernel) of an ungrouped chain, multiplied out by numpy."""
+    weights = [module.weight.detach().numpy() for module in chain]
+    first, last = weights[0][:, :, 0, 0], weights[-1][:, :, 0, 0]
+    if factors == 3:
+        return torch.from_numpy(np.einsum("tr,rs,rhw->tshw", last, first, weights[1][:, 0]))
+    rows, columns = weights[1][:, 0, :, 0], weights[2][:, 0, 0, :]
+    return torch.from_numpy(np.einsum("tr,rs,rh,rw->tshw", last, first, rows, columns))
+
+
+@pytest.mark.parametrize("factors", [3, 4])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stride": 2, "padding": 1},
+        {"stride": (1, 2), "padding": (0, 2)},
+        {"padding": "same", "dilation": 2},
+        {"padding": 1, "padding_mode": "reflect"},
+    ],
+)
+def test_the_chain_is_the_convolution_with_the_assembled_kernel(options: dict, factors: int) -> None:
+    module, x = nn.Conv2d(4, 6, 3, **options).double(), torch.randn(2, 4, 9, 8, dtype=torch.float64)
+    layer = layer_of(module, x)
+    chain = get_method("cp", factors=factors).build(layer, None, {"rank": 5, "factors": factors})
+    assert len(chain) == factors
+    dense = nn.Conv2d(4, 6, 3, **options).double()
+    dense.weight.data.copy_(kernel_of(chain, factors))
+    dense.bias.data.copy_(module.bias.data)
+    torch.testing.assert_close(chain(x), dense(x))
+
+
+@pytest.mark.parametrize("metric", ["identity", "input", "two_sided"])
+@pytest.mark.parametrize("name", KINDS)
+def test_error_and_cost_are_as_predicted(name: str, metric: str) -> None:
+    layer, x = case(name)
+    gradient = gradients(layer, x)
+    statistics = statistics_of(layer, x, gradient=gradient)
+    method = get_method("cp", metric=metric, polish=0, factors=0, effort=0.01, degenerate=True)
+    candidates = method.candidates(layer, statistics)
+    for index in {0, len(candidates) // 2, len(candidates) - 1}:
+        built = method.build(layer, statistics, candidates.choice(index))
+        assert measured_cost(built, x) == (candidates.params[index], candidates.macs[index])
+        expected = pytest.approx(candidates.error[index], rel=1e-5, abs=1e-9 * candidates.scale)
+        if metric == "input":
+            assert float((built(x) - layer.module(x)).detach().square().sum()) / len(x) == expected
+        elif metric == "two_sided":
+            assert loss_change(layer, built, x, gradient, 0.01) == expected
+
+
+def test_polishing_only_lowers_the_predicted_error() -> None:
+    layer, x = case("conv2d_dilated")
+    statistics = statistics_of(layer, x)
+    method = get_method("cp", metric="input", effort=0.01)
+    candidates = method.candidates(layer, statistics)
+    middle = len(candidates) // 2
+    built = method.build(layer, statistics, candidates.choice(middle))
+    measured = float((built(x) - layer.module(x)).detach().square().sum()) / len(x)
+    assert measured <= candidates.error[middle] * (1 + 1e-9)
+
+
+def test_data_aware_beats_plain_on_the_output_and_keeps_its_mean() -> None:
+    layer, x = case("conv2d_dilated")
+    statistics = statistics_of(layer, x)
+    outputs = layer.module(x).detach()
+    errors = {}
+    for metric in ("identity", "input"):
+        built = get_method("cp", metric=metric).build(layer, statistics, {"rank": 4, "factors": 3})
+        errors[metric] = float((built(x) - outputs).detach().square().sum())
+    assert errors["input"] < 0.8 * errors["identity"]
+    shift = rows_of(layer, built(x).detach() - outputs).mean(1)
+    assert np.abs(shift).max() < 1e-10
+
+
+def test_uncentred_metric_is_the_plain_output_error() -> None:
+    layer, x = case("conv2d")
+    statistics = statistics_of(layer, x)
+    method = get_method("cp", metric="input", centred=False, polish=0, effort=0.01)
+    candidates = method.candidates(layer, statistics)
+    built = method.build(layer, statistics, candidates.choice(3))
+    assert all(module.bias is None for module in built)
+    difference = rows_of(layer, built(x).detach() - layer.module(x).detach())
+    assert candidates.error[3] == pytest.approx(np.square(difference).sum() / len(x), rel=1e-5)
+    total = layer.matrix().numpy() @ patches_of(layer, x).swapaxes(1, 2)
+    assert candidates.scale == pytest.approx(np.square(total).sum() / len(x))
+
+
+def test_what_is_remembered_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = case("conv2d")
+    method = get_method("cp", metric="input")
+    statistics = statistics_of(layer, x)
+    choice = method.candidates(layer, statistics).choice(4)
+    remembered = method.build(layer, statistics, choice)
+    monkeypatch.setattr(import_module("rankwise.methods.cp"), "_recalled", Recall(1))
+    afresh = method.build(layer, statistics, choice)
+    for a, b in zip(remembered.parameters(), afresh.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_recall_forgets_the_oldest_and_tells_contents_apart() -> None:
+    calls: list[int] = []
+    recall: Recall[int] = Recall(2)
+    for value in (1, 2, 1, 3, 1, 2):
+        assert recall((torch.tensor([value]),), lambda value=value: calls.append(value) or value) == value
+    assert calls == [1, 2, 3, 2]
+    assert digest([torch.zeros(2)]) != digest([torch.zeros(2, 1)])
+    assert digest([1.0, None]) != digest([1, None])
+
+
+def test_axes_without_a_kernel_go_with_one_that_has() -> None:
+    flat = geometry_of(nn.Conv3d(2, 4, (1, 3, 3), stride=(2, 1, 1)))
+    assert flat is not None
+    assert kernel_axes(flat, 4) == [(0, 1), (2,)]
+    assert kernel_axes(flat, 3) == [(0, 1, 2)]
+    line = geometry_of(nn.Conv2d(2, 4, (1, 3)))
+    assert line is not None
+    assert kernel_axes(line, 4) == [(0, 1)]
+    assert len(cp_factors(flat, 3, 4, False)) == 4
+
+
+def test_ranks_suit_common_multiples() -> None:
+    layer = layer_of(nn.Conv2d(64, 64, 3, padding=1), torch.zeros(1, 64, 4, 4))
+    ranks = rank_grid(layer, 3)
+    assert sum(rank % 8 == 0 for rank in ranks) >= len(ranks) - 1
+    assert ranks == sorted(set(ranks))
+    assert ranks[-1] * (64 + 64 + 9) < layer.weight.numel() <= (ranks[-1] + 1) * (64 + 64 + 9)
+
+
+def test_refusals_say_why() -> None:
+    method = get_method("cp")
+    pointwise = layer_of(nn.Conv2d(8, 8, 1), torch.zeros(1, 8, 4, 4))
+    depthwise = layer_of(nn.Conv2d(8, 8, 3, groups=8), torch.zeros(1, 8, 4, 4))
+    assert "SVD" in method.supports(pointwise)
+    assert "depthwise" in method.supports(depthwise)
+    with pytest.raises(ValueError, match="allowed are 3, 4 and 0"):
+        get_method("cp", factors=5)
+    with pytest.raises(ValueError, match="metric"):
+        get_method("cp", metric="output")
