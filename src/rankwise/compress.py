@@ -10,9 +10,11 @@ from torch import nn
 
 from rankwise.allocation import Allocator, get_allocator
 from rankwise.budget import Budget
-from rankwise.errors import BudgetError, CalibrationError
+from rankwise.errors import BudgetError, CalibrationError, RankwiseError
 from rankwise.factorise import Factorisation
 from rankwise.methods import Method, get_method
+from rankwise.methods.selection import ChannelMethod
+from rankwise.narrow import Narrowing
 from rankwise.network import Cost, model_cost
 from rankwise.network.batches import batch_size, first_batch, forward, output_tensor
 from rankwise.network.names import Patterns
@@ -21,7 +23,7 @@ from rankwise.plan import Edit, Plan, attach_plan_, plan_of
 from rankwise.progress import Progress, Stopwatch, silent
 from rankwise.recovery import get_recovery
 
-MethodLike = str | Method
+MethodLike = str | Method | ChannelMethod
 AllocatorLike = str | Allocator
 
 
@@ -117,7 +119,7 @@ def compression(
 
     ``notes`` are JSON-able values that the plan's settings carry along.
     """
-    chosen = [_method(m) for m in ([method] if isinstance(method, (str, Method)) else method)]
+    chosen = [_method(m) for m in ([method] if isinstance(method, (str, Method, ChannelMethod)) else method)]
     solver = get_allocator(allocator) if isinstance(allocator, str) else allocator
     recoveries = [(name, get_recovery(name)) for name in recovery]
     example = first_batch(calibration) if example is None else example
@@ -128,11 +130,12 @@ def compression(
     with preserved(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         work = copy.deepcopy(model)
-        stage = Factorisation(
-            methods=chosen, allocator=solver, limits=budget.limits(original), include=include,
-            exclude=exclude, overrides=overrides or {}, multiple_of=multiple_of, min_rank=min_rank,
-            seed=seed, max_memory=max_memory, progress=progress, watch=watch,
-        )  # fmt: skip
+        common: dict[str, Any] = {
+            "allocator": solver, "limits": budget.limits(original), "include": include, "exclude": exclude,
+            "overrides": overrides or {}, "multiple_of": multiple_of, "min_rank": min_rank, "seed": seed,
+            "progress": progress, "watch": watch,
+        }  # fmt: skip
+        stage = _stage(chosen, common, max_memory)
         edits = stage.run_(work, model, example, calibration, original)
         _recover(work, model, calibration, recoveries, edits, watch)
     final = _checked(work, example, budget, original)
@@ -149,9 +152,25 @@ def compression(
     return Compression(work, step, original, final, watch.seconds)
 
 
-def _method(method: MethodLike) -> Method:
+def _stage(
+    chosen: Sequence[Method | ChannelMethod], common: dict[str, Any], max_memory: int | None
+) -> Factorisation | Narrowing:
+    """What does the work: single layers are factorised, channel groups are narrowed."""
+    channels = [method for method in chosen if isinstance(method, ChannelMethod)]
+    if channels and len(chosen) > 1:
+        raise RankwiseError(
+            f"Method {channels[0].name!r} chooses channels and cannot compete with other methods for a "
+            "layer; use it in a call of its own: the second call compresses what the first one leaves."
+        )
+    if channels:
+        return Narrowing(method=channels[0], **common)
+    layerwise = [method for method in chosen if isinstance(method, Method)]
+    return Factorisation(methods=layerwise, max_memory=max_memory, **common)
+
+
+def _method(method: MethodLike) -> Method | ChannelMethod:
     found = get_method(method) if isinstance(method, str) else method
-    if not isinstance(found, Method):
+    if not isinstance(found, (Method, ChannelMethod)):
         raise CalibrationError(f"A method of type {type(found).__name__} was given; allowed: name or Method.")
     return found
 

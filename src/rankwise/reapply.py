@@ -11,6 +11,7 @@ from rankwise.allocation import get_allocator
 from rankwise.errors import PlanError
 from rankwise.factorise import Factorisation
 from rankwise.methods import get_method
+from rankwise.narrow import Narrowing
 from rankwise.network import find_layers, model_cost
 from rankwise.network.batches import first_batch
 from rankwise.network.state import preserved
@@ -44,6 +45,8 @@ def apply(
         for operation, edits in groupby(plan.changes(), key=lambda edit: edit.op):
             if operation == "replace":
                 _replace_(work, model, list(edits), calibration, example, seed)
+            elif operation == "select":
+                _select_(work, list(edits), calibration, example, seed)
             else:
                 reshape_(work, Plan(tuple(edits)))
     final = model_cost(work, example).as_dict()
@@ -79,3 +82,18 @@ def _replace_(
     able = {layer.name: [method] for layer, method, _ in picked}
     statistics = stage.collect(work, [layer for layer, _, _ in picked], calibration, able)
     stage.build_(work, original, calibration, picked, statistics)
+
+
+def _select_(
+    work: nn.Module,
+    edits: Sequence[Edit],
+    calibration: Iterable[Any] | None,
+    example: Any,
+    seed: int,
+) -> None:
+    """Keep the same channels again, the consumers refitted to ``calibration`` where the method does so."""
+    for (name, config), same in groupby(edits, key=lambda edit: (edit.method, edit.config)):
+        kept = {edit.target: edit.choice["kept"] for edit in same}
+        stage = Narrowing(get_method(name or "", **config), get_allocator("uniform"), {}, seed=seed)
+        source = copy.deepcopy(work)
+        stage.redo_(work, source, example, calibration, model_cost(work, example), kept)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rankwise.linalg.interpolative import (
     adaptive_random,
     curve_of,
+    diagonal_of_r,
     interpolation,
     pivoted_cholesky,
     randomly_pivoted,
@@ -35,6 +36,7 @@ def test_pivots_and_errors_are_those_of_pivoted_qr(seed: int) -> None:
     expected = [np.linalg.norm(r[k:, k:]) ** 2 for k in range(10)]
     np.testing.assert_allclose(errors.numpy(), expected, rtol=1e-6, atol=1e-9)
     assert (errors.diff() <= 1e-9).all()
+    np.testing.assert_allclose(diagonal_of_r(z.T @ z).numpy(), np.abs(np.diag(r)), rtol=1e-5, atol=1e-7)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 8))

@@ -11,6 +11,7 @@ from rankwise.allocation.base import (
     with_dense,
 )
 from rankwise.allocation.energy import Energy
+from rankwise.allocation.iterative import Iterative
 from rankwise.allocation.energy_product import EnergyProduct
 from rankwise.allocation.knapsack import Knapsack
 from rankwise.allocation.lrank import LearnedRank, c_step
@@ -21,6 +22,7 @@ from rankwise.allocation.uniform import Uniform
 __all__ = [
     "Allocator",
     "Energy",
+    "Iterative",
     "EnergyProduct",
     "Knapsack",
     "LearnedRank",

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from rankwise.linalg.interpolative import NOISE
+
 Tensor = torch.Tensor
 
 
@@ -25,7 +27,8 @@ class Reader:
 
 def _inverse(moment: Tensor, ridge: float) -> Tensor:
     values, vectors = torch.linalg.eigh(moment.double())
-    floor = max(ridge * float(moment.diagonal().mean()), torch.finfo(torch.float64).tiny)
+    floor = max(ridge * float(moment.diagonal().mean()), NOISE * float(values[-1]))
+    floor = max(floor, torch.finfo(torch.float64).tiny ** 0.5)
     scaled = vectors / (values.clamp_min(0.0) + floor)
     inverse: Tensor = scaled @ vectors.mT
     return inverse

@@ -54,6 +54,18 @@ def pivoted_cholesky(moment: Tensor) -> tuple[Tensor, Tensor]:
     return _eliminate(moment, lambda rest: int(rest.argmax()))
 
 
+def diagonal_of_r(moment: Tensor) -> Tensor:
+    """|r_11|, |r_22|, ... (n,) of the column-pivoted QR factorisation of the rows behind ``moment``."""
+    diagonal: list[float] = []
+
+    def choose(rest: Tensor) -> int:
+        diagonal.append(max(0.0, float(rest.max())) ** 0.5)
+        return int(rest.argmax())
+
+    _eliminate(moment, choose)
+    return torch.tensor(diagonal, dtype=torch.float64)
+
+
 def randomly_pivoted(moment: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """As :func:`pivoted_cholesky`, each pivot drawn with probability proportional to its residual.
 

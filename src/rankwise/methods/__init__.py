@@ -9,6 +9,7 @@ from rankwise.methods import (  # noqa: F401 (registers them)
     kfac,
     pca,
     relu_aware,
+    selection,
     spatial_svd,
     svd,
     tucker2,

@@ -1,7 +1,7 @@
 """Second moments of the channels that layers read, for choosing channels and refitting their readers."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,7 +115,8 @@ def collect_channels(
     with torch.no_grad(), _inputs_of(models, intakes) as inputs:
         for count, batch in enumerate(batches, start=1):
             for network in models:
-                forward(network, to_device(batch, device))
+                with suppress(_AllSeen):
+                    forward(network, to_device(batch, device))
             for name, moments in found.items():
                 for call, x in enumerate(inputs[0][name]):
                     z = intakes[name].rows(x)
@@ -146,6 +147,10 @@ def collect_channels(
     return found
 
 
+class _AllSeen(Exception):
+    """Every input that was asked for has been seen."""
+
+
 @contextmanager
 def _inputs_of(
     models: list[nn.Module], intakes: Mapping[str, Intake]
@@ -153,10 +158,14 @@ def _inputs_of(
     """Per model and layer the inputs of every call, while the context is open."""
     inputs: list[dict[str, list[Tensor]]] = [{name: [] for name in intakes} for _ in models]
     handles = []
+    calls_in_all = sum(intake.layer.calls for intake in intakes.values())
+    known = all(intake.layer.calls for intake in intakes.values())
 
-    def listen(module: nn.Module, calls: list[Tensor]) -> None:
+    def listen(module: nn.Module, calls: list[Tensor], seen: dict[str, list[Tensor]]) -> None:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
             calls.append(next(t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)))
+            if known and sum(map(len, seen.values())) == calls_in_all:
+                raise _AllSeen
 
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
@@ -165,7 +174,7 @@ def _inputs_of(
             for model, seen in zip(models, inputs, strict=True):
                 model.eval()
                 for name, calls in seen.items():
-                    listen(model.get_submodule(name), calls)
+                    listen(model.get_submodule(name), calls, seen)
             yield inputs
         finally:
             for handle in handles:

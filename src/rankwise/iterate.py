@@ -1,0 +1,201 @@
+"""Narrowing step by step, measuring again what changed: the published iteration and a better one.
+
+Chee, Flynn, Damle and De Sa, "Model Preserving Compression for Neural Networks" (NeurIPS 2022), section 4.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rankwise.allocation.iterative import Iterative
+from rankwise.errors import BudgetError
+from rankwise.linalg.interpolative import diagonal_of_r
+from rankwise.methods.selection import GroupView
+from rankwise.network import Cost
+from rankwise.network.channel_group import ChannelGroup
+from rankwise.network.names import matches
+from rankwise.network.select import apply_selection_, selection_of
+from rankwise.progress import Progress, silent
+from rankwise.scene import Batches, Scene
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Move:
+    """Narrowing one group to ``width`` units, and how much that loses for what it saves."""
+
+    group: ChannelGroup
+    width: int
+    score: float
+    error: float
+    scale: float
+
+
+@dataclass(eq=False)
+class Iteration:
+    """Settings; :meth:`run_` narrows the model of a scene in place."""
+
+    rule: Iterative
+    limits: Mapping[str, int]
+    overrides: Mapping[str, Mapping[str, Any]]
+    min_width: int = 1
+    progress: Progress = silent
+    steps: int = 0
+
+    def run_(
+        self, scene: Scene, example: Any, batches: Batches | None
+    ) -> tuple[dict[str, list[int]], dict[str, tuple[float, float]]]:
+        """Narrow until the limits hold.
+
+        Returns:
+            per group the units of the original model that stay, and the summed error of its steps with
+            the error of keeping no unit.
+
+        Raises:
+            BudgetError: no group can be narrowed further and the limits do not hold.
+        """
+        alive = {group.name: list(range(group.size)) for group in scene.free}
+        errors = {name: (0.0, 0.0) for name in alive}
+        now, stale = scene, set(scene.intakes)
+        known: dict[str, tuple[GroupView, Tensor, _Move | None]] = {}
+        while self._over(now.cost):
+            self.progress("iterate", self.steps, 0)
+            now.measure(batches, stale)
+            moves = self._moves(now, known, stale)
+            if not moves:
+                raise BudgetError(self._stuck(now.cost))
+            kept, views = self._chosen(now, moves, known)
+            for move in moves:
+                if move.group.name in kept:
+                    spent, scale = errors[move.group.name]
+                    errors[move.group.name] = (spent + move.error, max(scale, move.scale))
+            cost = now.widths.cost(kept)
+            apply_selection_(now.model, selection_of(now.groups, kept), now.folds(views, kept))
+            for name, units in kept.items():
+                alive[name] = [alive[name][u] for u in units]
+            now, stale = self._after(now, example, kept, cost)
+            self.steps += 1
+        scene.collected = now.collected
+        return alive, errors
+
+    def _over(self, cost: Cost) -> bool:
+        return any(getattr(cost, m) > limit for m, limit in self.limits.items())
+
+    def _stuck(self, cost: Cost) -> str:
+        parts = ", ".join(
+            f"{m}: {limit:,} allowed, {getattr(cost, m):,} left" for m, limit in self.limits.items()
+        )
+        return f"No channel group can be narrowed further, and the budget is not met; {parts}."
+
+    def _wish(self, name: str, key: str, default: Any) -> Any:
+        found = [wish[key] for glob, wish in self.overrides.items() if key in wish and matches(name, glob)]
+        return found[-1] if found else default
+
+    def _moves(
+        self, scene: Scene, known: dict[str, tuple[GroupView, Tensor, _Move | None]], stale: set[str]
+    ) -> list[_Move]:
+        """One move per group that can still be narrowed, the best first."""
+        moves = []
+        for group in scene.free:
+            old = known.get(group.name)
+            if (
+                old is None
+                or old[0].group.size != group.size
+                or any(p.name in stale for p in group.consumers)
+            ):
+                view = scene.view(group)
+                order = scene.method.order(view)
+                old = known[group.name] = (view, order, self._move(scene, view, order))
+            if old[2] is not None:
+                moves.append(self._scored(scene, group, old[1], old[2]))
+        return sorted(moves, key=lambda move: move.score)
+
+    def _move(self, scene: Scene, view: GroupView, order: Tensor) -> _Move | None:
+        size = view.group.size
+        least = max(1, self.min_width, int(self._wish(view.group.name, "min_rank", 1)))
+        width = max(least, min(int(self.rule.step * size), size - 1))
+        if width >= size or self._wish(view.group.name, "dense", False):
+            return None
+        if self.rule.published:
+            diagonal = diagonal_of_r(view.moment())
+            error = float(diagonal[width] / diagonal[0]) if float(diagonal[0]) > 0 else 0.0
+            return _Move(view.group, width, 0.0, error, 1.0)
+        curve = scene.method.errors(view, order)
+        return _Move(view.group, width, 0.0, float(curve[width]), float(curve[0]))
+
+    def _scored(self, scene: Scene, group: ChannelGroup, order: Tensor, move: _Move) -> _Move:
+        """The move with its error over what it costs (published) or saves (by default)."""
+        if self.rule.published:
+            members = {p.name for p in (*group.producers, *group.consumers)}
+            weight = 0.1 * sum(scene.layers[name].cost.macs for name in members)
+            return _Move(group, move.width, move.error / max(weight, 1e-300), move.error, move.scale)
+        after = scene.widths.cost({group.name: order[: move.width].tolist()})
+        saved = sum(
+            (getattr(scene.cost, m) - getattr(after, m)) / max(1, limit)
+            for m, limit in self.limits.items()
+            if getattr(scene.cost, m) > limit
+        )
+        score = move.error / saved if saved > 0 else float("inf")
+        return _Move(group, move.width, score, move.error, move.scale)
+
+    def _chosen(
+        self,
+        scene: Scene,
+        moves: Sequence[_Move],
+        known: Mapping[str, tuple[GroupView, Tensor, _Move | None]],
+    ) -> tuple[dict[str, list[int]], dict[str, GroupView]]:
+        """Units that stay in the groups of this step; the last group only as narrow as the limits ask."""
+        kept: dict[str, list[int]] = {}
+        touched: set[str] = set()
+        for move in moves:
+            members = {port.name for port in move.group.ports}
+            if touched & members:
+                continue
+            view, order, _ = known[move.group.name]
+            width = move.width if self.rule.published else self._needed(scene, kept, move, order)
+            then = {**kept, move.group.name: order[:width].tolist()}
+            if not self.rule.published and self._wasteful(scene, then) and move is not moves[-1]:
+                continue
+            touched |= members
+            kept[move.group.name] = scene.method.kept(view, order, width)
+            several = 1 if self.rule.published else self.rule.several
+            if len(kept) >= several or not self._over(scene.widths.cost(kept)):
+                break
+        return kept, {name: known[name][0] for name in kept}
+
+    def _wasteful(self, scene: Scene, kept: Mapping[str, list[int]]) -> bool:
+        """Whether these widths come out more than 1 % of a limit below every limit."""
+        cost = scene.widths.cost(kept)
+        return all(getattr(cost, m) < 0.99 * limit for m, limit in self.limits.items())
+
+    def _needed(self, scene: Scene, kept: Mapping[str, list[int]], move: _Move, order: Tensor) -> int:
+        """The largest width, from the move's to one less than now, with which the limits hold."""
+        low, high = move.width, move.group.size - 1
+
+        def fits(width: int) -> bool:
+            return not self._over(scene.widths.cost({**kept, move.group.name: order[:width].tolist()}))
+
+        if not fits(low):
+            return low
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        return low
+
+    def _after(
+        self, scene: Scene, example: Any, kept: Mapping[str, Sequence[int]], cost: Cost
+    ) -> tuple[Scene, set[str]]:
+        """The scene of the narrowed model, and the consumers whose input has changed."""
+        order = list(scene.layers)
+        readers = [p.name for g in scene.free if g.name in kept for p in g.consumers]
+        first = min(map(order.index, readers), default=0)
+        stale = {name for name in scene.intakes if order.index(name) >= first}
+        closed = {group.name: group for group in scene.groups if group.reason is not None}
+        new = Scene.of(scene.model, example, scene.method, cost, seed=scene.seed)
+        new.groups = [closed.get(group.name, group) for group in new.groups]
+        new.moments = {n: m for n, m in scene.moments.items() if n not in stale}
+        new.collected = scene.collected
+        return new, stale & set(new.intakes)

@@ -1,0 +1,198 @@
+"""The stage that keeps some channels of each group: find, calibrate, rank, allocate widths, cut, refit."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from rankwise.allocation import Allocator, apply_overrides
+from rankwise.allocation.iterative import Iterative
+from rankwise.allocation.widths import WidthCurve, allocate_widths, width_tables
+from rankwise.errors import BudgetError, CalibrationError
+from rankwise.iterate import Iteration
+from rankwise.methods.selection import ChannelMethod
+from rankwise.methods.selection.interpolative import Interpolative
+from rankwise.network import Cost
+from rankwise.network.names import Patterns
+from rankwise.network.select import apply_selection_, one_by_one, selection_of
+from rankwise.plan import Edit
+from rankwise.progress import Progress, Stopwatch, silent
+from rankwise.scene import Batches, Scene, refit_
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Per group the units that stay, and the predicted error of that with the error of keeping none."""
+
+    kept: dict[str, list[int]]
+    error: dict[str, tuple[float, float]]
+
+
+@dataclass(eq=False)
+class Narrowing:
+    """Settings of the stage; :meth:`run_` changes a model in place and returns the edits."""
+
+    method: ChannelMethod
+    allocator: Allocator
+    limits: Mapping[str, int]
+    include: Patterns | None = None
+    exclude: Patterns | None = None
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    multiple_of: int = 1
+    min_rank: int = 1
+    seed: int = 0
+    progress: Progress = silent
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    def run_(
+        self, work: nn.Module, original: nn.Module, example: Any, batches: Batches | None, cost: Cost
+    ) -> list[Edit]:
+        """Narrow ``work``, a copy of ``original`` of cost ``cost``, so that the limits hold.
+
+        Returns one edit per channel group, in the order in which they run, those left alone included.
+
+        Raises:
+            BudgetError: the limits cannot be met.
+            CalibrationError: the method needs calibration batches and there are none.
+        """
+        if batches is not None and not isinstance(batches, Sequence) and iter(batches) is batches:
+            batches = list(batches)  # it is read more than once
+        scene = Scene.of(work, example, self.method, cost, self.include, self.exclude, self.seed)
+        return self._finished(scene, original, example, batches, self._outcome(scene, example, batches))
+
+    def redo_(
+        self,
+        work: nn.Module,
+        original: nn.Module,
+        example: Any,
+        batches: Batches | None,
+        cost: Cost,
+        kept: Mapping[str, Sequence[int]],
+    ) -> list[Edit]:
+        """As :meth:`run_`, with the units that stay given by group instead of chosen anew.
+
+        Raises:
+            PlanError: the model has no such group, or not so many units.
+            CalibrationError: the method reconstructs and there are no calibration batches.
+        """
+        scene = Scene.of(work, example, self.method, cost, seed=self.seed)
+        scene.measure(batches)
+        views = {group.name: scene.view(group) for group in scene.free if group.name in kept}
+        apply_selection_(work, selection_of(scene.groups, kept), scene.folds(views, kept))
+        every = {group.name: list(kept.get(group.name, range(group.size))) for group in scene.free}
+        outcome = Outcome(every, dict.fromkeys(every, (0.0, 0.0)))
+        return self._finished(scene, original, example, batches, outcome)
+
+    def _finished(
+        self, scene: Scene, original: nn.Module, example: Any, batches: Batches | None, outcome: Outcome
+    ) -> list[Edit]:
+        changed = {g.name: outcome.kept[g.name] for g in scene.free if len(outcome.kept[g.name]) < g.size}
+        if changed and self.method.reconstruct and self.method.refit == "anchored":
+            self._refit(original, example, batches, scene, changed)
+        return self._edits(scene, changed, outcome)
+
+    def _outcome(self, scene: Scene, example: Any, batches: Batches | None) -> Outcome:
+        if isinstance(self.allocator, Iterative):
+            iteration = Iteration(self.allocator, self.limits, self.overrides, self.min_rank, self.progress)
+            with self.watch("allocate"):
+                kept, error = iteration.run_(scene, example, batches)
+            return Outcome(kept, error)
+        return self._at_once(scene, batches)
+
+    def _at_once(self, scene: Scene, batches: Batches | None) -> Outcome:
+        """All groups from one pass over the original network."""
+        with self.watch("calibrate"):
+            scene.measure(batches)
+        views, orders, curves = {}, {}, []
+        with self.watch("decompose"):
+            for done, group in enumerate(scene.free):
+                self.progress("decompose", done, len(scene.free))
+                view = views[group.name] = scene.view(group)
+                orders[group.name] = self.method.order(view)
+                curves.append(WidthCurve(group.name, self.method.errors(view, orders[group.name]).numpy()))
+        with self.watch("allocate"):
+            widths = self._widths(scene, views, orders, curves)
+        kept = {n: self.method.kept(views[n], orders[n], k) for n, k in zip(views, widths, strict=True)}
+        with self.watch("build"):
+            changed = {g.name: kept[g.name] for g in scene.free if len(kept[g.name]) < g.size}
+            folds = scene.folds(views, changed)
+            apply_selection_(scene.model, selection_of(scene.groups, changed), folds)
+        error = {c.name: (float(c.error[k]), float(c.error[0])) for c, k in zip(curves, widths, strict=True)}
+        return Outcome(kept, error)
+
+    def _widths(
+        self, scene: Scene, views: Mapping[str, Any], orders: Mapping[str, Any], curves: Sequence[WidthCurve]
+    ) -> list[int]:
+        names = list(views)
+
+        def cost(widths: Sequence[int]) -> Cost:
+            return scene.widths.cost({n: orders[n][:k].tolist() for n, k in zip(names, widths, strict=True)})
+
+        if isinstance(self.method, Interpolative) and self.method.eps is not None:
+            widths = [self.method.rank(view) or view.group.size for view in views.values()]
+            self._check_eps(cost(widths))
+            return widths
+        tables = width_tables(curves, cost, self.multiple_of, self.min_rank)
+        tables = apply_overrides(tables, self.overrides)
+        if not tables:
+            self._check_eps(scene.cost)
+            return []
+        return allocate_widths(self.allocator, tables, cost, self.limits)
+
+    def _check_eps(self, reached: Cost) -> None:
+        missed = [m for m, limit in self.limits.items() if getattr(reached, m) > limit]
+        if missed:
+            raise BudgetError(
+                f"The budget {missed[0]} <= {self.limits[missed[0]]:,} is not met: the channels that "
+                f"{self.method.name} may remove leave {getattr(reached, missed[0]):,}. Allow more, a larger "
+                "eps, or another method."
+            )
+
+    def _refit(
+        self,
+        original: nn.Module,
+        example: Any,
+        batches: Batches | None,
+        scene: Scene,
+        changed: Mapping[str, Sequence[int]],
+    ) -> None:
+        if batches is None:
+            raise CalibrationError("The anchored refit needs calibration batches and none were given.")
+        selection = selection_of(scene.groups, changed)
+        narrowed = {
+            name: (intake.slots, selection.modules[name].get("out"))
+            for name, intake in scene.intakes.items()
+            if "in" in selection.modules.get(name, {})
+        }
+        with self.watch("refit"):
+            refit_(scene.model, original, example, batches, self.method, narrowed)
+
+    def _edits(self, scene: Scene, changed: Mapping[str, Sequence[int]], outcome: Outcome) -> list[Edit]:
+        steps = one_by_one(scene.groups, changed)
+        edits, done = [], {}
+        before = scene.widths.cost({})
+        for group in scene.groups:
+            if group.name not in changed:
+                edits.append(Edit("keep", group.name, reason=group.reason or "kept by the allocator"))
+                continue
+            done[group.name] = changed[group.name]
+            after = scene.widths.cost(done)
+            error, scale = outcome.error[group.name]
+            edits.append(
+                Edit(
+                    "select",
+                    group.name,
+                    self.method.name,
+                    self.method.config(),
+                    {"rank": len(changed[group.name]), "of": group.size, "kept": list(changed[group.name])},
+                    error,
+                    scale,
+                    "output",
+                    {"params": before.params, "macs": before.macs},
+                    {"params": after.params, "macs": after.macs},
+                    selection=steps[group.name].to_json(),
+                )
+            )
+            before = after
+        return edits

@@ -1,0 +1,189 @@
+"""The stage that narrows channel groups, through the public verbs."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rankwise.allocation import get_allocator
+from rankwise.budget import Budget
+from rankwise.compress import compress
+from rankwise.errors import BudgetError, CalibrationError, RankwiseError
+from rankwise.methods import get_method
+from rankwise.network import model_cost
+from rankwise.network.channels import find_groups
+from rankwise.plan import Plan, plan_of, reshape_
+from rankwise.reapply import apply
+from tests.network.channel_nets import Grouped, OptionAResNet, Scaled, SmallVGG, UNet
+
+SELECTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("interpolative", {}),
+    ("interpolative", {"selector": "cholesky", "refit": "once", "intercept": False}),
+    ("interpolative", {"selector": "rrqr"}),
+    ("interpolative", {"selector": "random_cholesky"}),
+    ("interpolative", {"selector": "adaptive_random"}),
+    ("interpolative", {"selector": "norm"}),
+    ("interpolative", {"selector": "random"}),
+    ("l1", {}),
+    ("l2", {"reconstruct": True}),
+    ("bn_scale", {}),
+    ("random", {}),
+    ("thinet", {}),
+    ("pfp", {}),
+    ("pfp", {"randomized": True}),
+    ("pfp", {"reconstruct": True}),
+]
+
+
+def _trained(build: Any, *shape: int, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    model: nn.Module = build()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.uniform_(-0.3, 0.3)
+            module.momentum = 1.0
+    model.train()
+    with torch.no_grad():
+        for _ in range(2 if shape else 0):
+            model(torch.randn(32, *shape))
+    return model.eval()
+
+
+def _batches(*shape: int, count: int = 3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randn(16, *shape, generator=generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("name", "config"), SELECTIONS)
+def test_every_selection_meets_the_budget_and_is_repeatable(name: str, config: dict[str, Any]) -> None:
+    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    method = get_method(name, **config)
+    small = compress(model, data, Budget(macs=0.6), method=method)
+    whole, left = model_cost(model, data[0]), model_cost(small, data[0])
+    assert 0.57 * whole.macs < left.macs <= 0.6 * whole.macs
+    again = compress(model, data, Budget(macs=0.6), method=method)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(small.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [(OptionAResNet, (3, 16, 16)), (UNet, (3, 8, 8)), (Scaled, (2, 4, 4, 4)), (Grouped, (3, 9, 9))],
+)
+@pytest.mark.parametrize("allocator", ["uniform", "knapsack", "minimax", "iterative"])
+def test_architectures_and_allocators(build: Any, shape: tuple[int, ...], allocator: str) -> None:
+    model, data = _trained(build, *shape), _batches(*shape)
+    before = copy.deepcopy(model.state_dict())
+    small = compress(model, data, Budget(macs=0.7), method="interpolative", allocator=allocator)
+    assert model_cost(small, data[0]).macs <= 0.7 * model_cost(model, data[0]).macs
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    exported = torch.export.export(small, (data[0],)).module()
+    torch.testing.assert_close(exported(data[0]), small(data[0]))
+    plan = Plan.from_json(plan_of(small).to_json())
+    skeleton = copy.deepcopy(model)
+    reshape_(skeleton, plan)
+    skeleton.load_state_dict(small.state_dict())
+    torch.testing.assert_close(skeleton(data[0]), small(data[0]))
+    named = {group.name for group in find_groups(model, data[0])}
+    assert {edit.target for edit in plan.edits} == named
+    assert all(edit.reason for edit in plan.edits if edit.op == "keep")
+
+
+def test_a_full_budget_changes_nothing() -> None:
+    model, data = _trained(UNet, 3, 8, 8), _batches(3, 8, 8)
+    same = compress(model, data, Budget(macs=1.0), method="interpolative")
+    torch.testing.assert_close(same(data[0]), model(data[0]))
+    assert not plan_of(same).changes()
+
+
+@pytest.mark.parametrize("refit", ["once", "anchored"])
+def test_duplicate_and_dependent_channels_go_without_loss(refit: str) -> None:
+    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    conv, norm = model.features[4], model.features[5]
+    for source, target in ((0, 6), (1, 7), (2, 8)):  # duplicates up to a positive factor, after the ReLU too
+        conv.weight.data[target] = conv.weight.data[source]
+        conv.bias.data[target] = conv.bias.data[source]
+        norm.weight.data[target] = 2 * norm.weight.data[source]
+        norm.bias.data[target] = 2 * norm.bias.data[source]
+        norm.running_mean[target], norm.running_var[target] = (
+            norm.running_mean[source],
+            norm.running_var[source],
+        )
+    method = get_method("interpolative", eps=1e-5, ridge=0.0, refit=refit)
+    small = compress(model, data, Budget(macs=1.0), method=method, include="features.4")
+    assert small.features[4].out_channels == 9
+    torch.testing.assert_close(small(data[1]), model(data[1]), rtol=1e-4, atol=1e-4)
+
+
+def test_reconstruction_helps_and_anchoring_helps_more() -> None:
+    model, data = _trained(OptionAResNet, 3, 16, 16), _batches(3, 16, 16, count=6)
+    loss = {}
+    for key, config in {"sliced": {"reconstruct": False}, "once": {"refit": "once"}, "anchored": {}}.items():
+        method = get_method("interpolative", **config)
+        small = compress(model, data, Budget(macs=0.6), method=method, allocator="uniform")
+        with torch.no_grad():
+            loss[key] = float(sum(((small(x) - model(x)) ** 2).sum() for x in data))
+    assert loss["anchored"] < loss["once"] < loss["sliced"]
+
+
+def test_a_plan_is_applied_again() -> None:
+    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    small = compress(model, data, Budget(macs=0.6), method="interpolative")
+    again = apply(plan_of(small), model, data)
+    torch.testing.assert_close(again(data[0]), small(data[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_method_compresses_what_the_first_left() -> None:
+    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    first = compress(model, data, Budget(macs=0.7), method="interpolative")
+    second = compress(first, data, Budget(macs=0.7), method="pca")
+    assert model_cost(second, data[0]).macs <= 0.49 * model_cost(model, data[0]).macs
+    assert {edit.op for edit in plan_of(second).changes()} == {"select", "replace"}
+    skeleton = copy.deepcopy(model)
+    reshape_(skeleton, plan_of(second))
+    skeleton.load_state_dict(second.state_dict())
+    torch.testing.assert_close(skeleton(data[0]), second(data[0]))
+
+
+def test_published_iteration() -> None:
+    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    method = get_method("interpolative", selector="cholesky", refit="once", ridge=0.0, intercept=False)
+    rule = get_allocator("iterative", published=True, step=0.8)
+    small = compress(model, data, Budget(macs=0.6), method=method, allocator=rule)
+    assert model_cost(small, data[0]).macs <= 0.6 * model_cost(model, data[0]).macs
+
+
+def test_wishes_for_groups() -> None:
+    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    overrides = {"features.0": {"dense": True}, "features.4": {"rank": 6}}
+    small = compress(model, data, Budget(macs=0.7), method="l2", overrides=overrides, multiple_of=2)
+    assert small.features[0].out_channels == 8
+    assert small.features[4].out_channels == 6
+    assert small.features[8].out_channels % 2 == 0
+    kept = compress(model, data, Budget(macs=0.9), method="l2", exclude=["features.0", "classifier.1"])
+    assert (kept.features[0].out_channels, kept.classifier[1].out_features) == (8, 20)
+    reasons = {edit.target: edit.reason for edit in plan_of(kept).edits}
+    assert "excluded" in (reasons["features.0"] or "")
+
+
+def test_errors_say_what_is_wrong() -> None:
+    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    with pytest.raises(BudgetError, match="reachable"):
+        compress(model, data, Budget(macs=0.001), method="interpolative")
+    with pytest.raises(BudgetError, match="narrowed further"):
+        compress(model, data, Budget(macs=0.001), method="l2", allocator="iterative")
+    with pytest.raises(CalibrationError, match="'interpolative' needs calibration"):
+        compress(model, None, Budget(macs=0.5), method="interpolative", example=data[0])
+    assert model_cost(compress(model, None, Budget(macs=0.5), method="l2", example=data[0]), data[0]).params
+    bad = [torch.full((2, 3, 16, 16), float("nan"))]
+    with pytest.raises(CalibrationError, match=r"features.*batch 0"):
+        compress(model, bad, Budget(macs=0.5), method="interpolative", example=data[0])
+    with pytest.raises(RankwiseError, match="call of its own"):
+        compress(model, data, Budget(macs=0.5), method=["l2", "pca"])
+    with pytest.raises(RankwiseError, match="selector"):
+        get_method("interpolative", selector="best")
