@@ -11,8 +11,8 @@ from rankwise.allocation.base import (
     with_dense,
 )
 from rankwise.allocation.energy import Energy
-from rankwise.allocation.iterative import Iterative
 from rankwise.allocation.energy_product import EnergyProduct
+from rankwise.allocation.iterative import Iterative
 from rankwise.allocation.knapsack import Knapsack
 from rankwise.allocation.lrank import LearnedRank, c_step
 from rankwise.allocation.minimax import Minimax
@@ -22,8 +22,8 @@ from rankwise.allocation.uniform import Uniform
 __all__ = [
     "Allocator",
     "Energy",
-    "Iterative",
     "EnergyProduct",
+    "Iterative",
     "Knapsack",
     "LearnedRank",
     "Minimax",
