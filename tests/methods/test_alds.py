@@ -1,5 +1,7 @@
 """alds: every bound against numpy on the assembled kernel, its options, and properties over random shapes."""
 
+import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rankwise.methods import Candidates, get_method
+from rankwise.methods.alds import ALDS
 from rankwise.network import Layer
 from tests.methods.by_hand import case, layer_of, measured_cost, measured_error, statistics_of
 from tests.methods.test_foldings import kernel_of
@@ -127,6 +130,24 @@ def test_two_sided_error_is_half_the_gradient_weighed_output_error() -> None:
         rest = (method.build(layer, statistics, choice)(x) - layer.module(x)).detach().numpy()
         wanted = 0.5 * np.einsum("ni,ij,nj->", rest, metric, rest) / 40
         assert table.error[choice["index"]] == pytest.approx(wanted, rel=1e-6, abs=1e-7 * table.scale)
+
+
+def test_rows_kept_instead_of_the_moment_give_the_same() -> None:
+    layer, x = case("linear", examples=5)
+    square = statistics_of(layer, x)
+    rows = replace(square, input_square=None, input_rows=x[None])
+    ours, theirs = (get_method("alds").candidates(layer, s) for s in (rows, square))
+    np.testing.assert_allclose(ours.error, theirs.error, atol=1e-8 * theirs.scale)
+
+
+def test_what_would_not_fit_into_memory_or_time_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = layer_of(nn.Linear(8200, 3), torch.zeros(2, 8200))
+    assert [k for _, k in get_method("alds").offered(wide)] == [1]
+    assert len(get_method("alds", metric="identity").offered(wide)) > 1
+    layer, _ = conv()
+    monkeypatch.setattr(sys.modules[ALDS.__module__], "LARGEST_WORK", 1500.0)
+    offered = get_method("alds", folding="channel").offered(layer)
+    assert [k for _, k in offered] == [1, 2]  # 1 always, 2 x 8^3; not 3 x 8^3
 
 
 def test_wrong_options_say_what_is_allowed() -> None:

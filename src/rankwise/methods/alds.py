@@ -12,10 +12,19 @@ from rankwise.methods.base import Unit, register
 from rankwise.methods.folded import Floats, Folded
 from rankwise.methods.foldings import Folding, chosen_foldings, fold, nearest_slices, slice_counts, sliceable
 from rankwise.methods.metric import Metric, row_weights
-from rankwise.network.layer import Layer
+from rankwise.network.layer import Geometry, Layer
 from rankwise.statistics.record import LayerStatistics
 
 Bound = Literal["max", "theorem", "operator", "energy"]
+LARGEST_MOMENT = 8192
+LARGEST_WORK = 1e11
+
+
+def _work(geometry: Geometry, folding: Folding, slices: int) -> float:
+    """Order of the operations of k decompositions: k times the cube of the smaller side of a slice."""
+    encoder, decoder = folding.elements(geometry)
+    columns = geometry.columns // geometry.kernel_elements // slices * encoder
+    return geometry.groups * slices * float(min(geometry.rows * decoder, columns)) ** 3
 
 
 @register("alds")
@@ -62,11 +71,20 @@ class ALDS(Folded):
         return "operator" if self.metric == "identity" and self.bound != "energy" else super().unit
 
     def offered(self, layer: Layer) -> list[tuple[Folding, int]]:
-        """The chosen foldings with every k; a linear layer on more than two dimensions only k = 1."""
+        """The chosen foldings with every k that can be computed in reasonable time and memory.
+
+        A linear layer on more than two dimensions has k = 1 only; so has one with more than 8,192 inputs
+        under a data metric, where their second moment would be needed. An SVD of k slices that takes
+        more than that of a 4,642 x 4,642 matrix is left out unless k = 1.
+        """
         geometry = layer.geometry
         counts = slice_counts(geometry) if self.groups is None else [nearest_slices(geometry, self.groups)]
-        counts = counts if sliceable(layer) else [1]
-        return [(folding, k) for folding in chosen_foldings(geometry, self.folding) for k in counts]
+        if not sliceable(layer) or (self.metric != "identity" and geometry.columns > LARGEST_MOMENT):
+            counts = [1]
+        offers = [(folding, k) for folding in chosen_foldings(geometry, self.folding) for k in counts]
+        return [
+            (folding, k) for folding, k in offers if k == 1 or _work(geometry, folding, k) <= LARGEST_WORK
+        ]
 
     def _curves(
         self, layer: Layer, statistics: LayerStatistics | None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rankwise.linalg.group_svd import nested_gains, regression, slice_factors, slice_spectra
-from rankwise.linalg.lowrank import tail_sums
+from rankwise.linalg.lowrank import principal_axes, tail_sums
 from rankwise.methods.base import Candidates, Choice, Method, Statistic, Unit
 from rankwise.methods.foldings import (
     Folding,
@@ -29,6 +29,7 @@ from rankwise.methods.metric import (
     metric_factor,
     metric_statistics,
     metric_unit,
+    output_gram,
     row_weights,
     slice_moments,
 )
@@ -126,23 +127,15 @@ class Folded(Method):
         kernel = matrix.reshape(layer.kernel().shape)
         factor = metric_factor(self.metric, layer)
         for order, (folding, slices) in enumerate(self.offered(layer)):
-            matrices = fold(kernel, layer.geometry, folding, slices)
             if self.metric == "identity":
+                matrices = fold(kernel, layer.geometry, folding, slices)
                 tails = tail_sums(slice_spectra(matrices).square()).sum((0, 1))
                 yield folding, slices, tails[1:].numpy(), float(matrix.square().sum())
                 continue
             assert statistics is not None
-            moment = statistics.input_moment
-            total = ((matrix @ moment) * matrix).sum((1, 2))  # (G,)
-            full = min(matrices.shape[2:])
-            useful = full if order == 0 else _largest_useful_rank(layer, folding, slices)
-            blocks = slice_moments(moment, layer.geometry, folding, slices)
-            encoder = slice_factors(matrices, max(1, min(useful, full - 1)), blocks)[1]
-            features, cross = feature_moments(moment, layer.geometry, folding, encoder)
-            gains = nested_gains(features, cross @ matrix.mT, features.shape[-1] // encoder.shape[2])
-            error = (total[:, None] - gains).clamp_min(0.0).sum(0)[: full - 1]
-            error = torch.cat([error, error.new_zeros(1)]) if useful == full else error
-            yield folding, slices, (error * factor).numpy(), float(total.sum()) * factor
+            useful = None if order == 0 else _largest_useful_rank(layer, folding, slices)
+            tails = _output_tails(layer, statistics, matrix, folding, slices, useful) * factor
+            yield folding, slices, tails[1:].numpy(), float(tails[0])
 
     def _relative(self, table: Candidates) -> Floats:
         """Relative error as a norm."""
@@ -153,7 +146,7 @@ class Folded(Method):
         """Index of the one rank of a curve that the rule takes, or of none."""
         if self.ratio is not None:
             return np.flatnonzero(table.params <= self.ratio * layer.cost.params)[-1:]
-        limit = self.error if self.energy is None else np.sqrt(1.0 - self.energy)
+        limit = float(self.error or 0.0) if self.energy is None else np.sqrt(1.0 - self.energy)
         return np.flatnonzero(self._relative(table) <= limit)[:1]
 
     def _best(self, table: Candidates) -> npt.NDArray[np.int64]:
@@ -167,19 +160,60 @@ class Folded(Method):
         folding = chosen_foldings(geometry, choice.get("folding", "channel"))[0]
         weights = row_weights(layer, self.metric, statistics, self.batchnorm)
         matrix = weights.apply(layer.matrix())
-        matrices = fold(matrix.reshape(layer.kernel().shape), geometry, folding, slices)
         if self.metric == "identity":
+            matrices = fold(matrix.reshape(layer.kernel().shape), geometry, folding, slices)
             decoder, encoder = slice_factors(matrices, rank)
             return build_folded(layer, folding, weights.undo(decoder), encoder, layer.bias())
         assert statistics is not None
-        moment = statistics.input_moment
-        decoder, encoder = slice_factors(matrices, rank, slice_moments(moment, geometry, folding, slices))
-        missing = matrix - assemble(geometry, folding, decoder, encoder).reshape(matrix.shape)
-        features, cross = feature_moments(moment, geometry, folding, encoder)
-        fitted = regression(features, cross @ missing.mT)  # (G, f, r k D)
-        fitted = fitted.unflatten(-1, (rank, slices, -1)).permute(0, 3, 1, 4, 2)  # (G, k, f, D, r)
-        decoder = decoder + fitted.reshape(decoder.shape)
+        if slices == 1 and not folding.decoder:  # projecting the output is the optimum
+            basis = principal_axes(output_gram(statistics, matrix))[1][:, :, :rank]
+            if rank == geometry.columns < geometry.rows:
+                basis = torch.linalg.qr(matrix)[0]  # of W itself: exact off the data too
+            decoder, encoder = basis[:, None], (basis.mT @ matrix)[:, None]
+        else:
+            decoder, encoder = _fitted(layer, statistics, matrix, folding, slices, rank)
         return build_folded(layer, folding, weights.undo(decoder), encoder, layer.bias())
+
+
+def _output_tails(
+    layer: Layer,
+    statistics: LayerStatistics,
+    matrix: Tensor,
+    folding: Folding,
+    slices: int,
+    useful: int | None,
+) -> Tensor:
+    """Expected squared output error at one position for ranks 0 to the largest useful one (None: full)."""
+    gram = output_gram(statistics, matrix)  # (G, o, o)
+    if slices == 1 and not folding.decoder:
+        tails = tail_sums(principal_axes(gram)[0]).sum(0)[: min(matrix.shape[1:]) + 1]
+        tails[-1] = 0.0
+        return tails[: None if useful is None else useful + 1]
+    moment, geometry = statistics.input_moment, layer.geometry
+    matrices = fold(matrix.reshape(layer.kernel().shape), geometry, folding, slices)
+    full = min(matrices.shape[2:])
+    rank = min(full if useful is None else useful, max(1, full - 1))
+    encoder = slice_factors(matrices, rank, slice_moments(moment, geometry, folding, slices))[1]
+    features, cross = feature_moments(moment, geometry, folding, encoder)
+    total = gram.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)  # (G, 1)
+    gains = nested_gains(features, cross @ matrix.mT, features.shape[-1] // rank)
+    left = (total - gains).clamp_min(0.0).sum(0)
+    exact = [] if useful is not None and useful < full else [left.new_zeros(1)]
+    return torch.cat([total.sum(0), left[: full - 1], *exact])
+
+
+def _fitted(
+    layer: Layer, statistics: LayerStatistics, matrix: Tensor, folding: Folding, slices: int, rank: int
+) -> tuple[Tensor, Tensor]:
+    """Decoder and encoders: each slice in the moment of its own inputs, then the decoder by regression."""
+    moment, geometry = statistics.input_moment, layer.geometry
+    matrices = fold(matrix.reshape(layer.kernel().shape), geometry, folding, slices)
+    decoder, encoder = slice_factors(matrices, rank, slice_moments(moment, geometry, folding, slices))
+    missing = matrix - assemble(geometry, folding, decoder, encoder).reshape(matrix.shape)
+    features, cross = feature_moments(moment, geometry, folding, encoder)
+    fitted = regression(features, cross @ missing.mT)  # (G, f, r k D)
+    fitted = fitted.unflatten(-1, (rank, slices, -1)).permute(0, 3, 1, 4, 2)  # (G, k, f, D, r)
+    return decoder + fitted.reshape(decoder.shape), encoder
 
 
 def _largest_useful_rank(layer: Layer, folding: Folding, slices: int) -> int:

@@ -110,6 +110,14 @@ def _encode(x: Tensor, geometry: Geometry, folding: Folding, encoder: Tensor) ->
     return encoded.permute(0, 2, 4, 1, 3).reshape(groups, x.shape[1], -1)
 
 
+def output_gram(statistics: LayerStatistics, matrix: Tensor) -> Tensor:
+    """E[(A u)(A u)^T] for A (groups, m, columns); the moment of u is not formed where rows are kept."""
+    if statistics.input_square is None and statistics.input_rows is not None:
+        seen = statistics.input_rows @ matrix.mT  # (G, n, m)
+        return seen.mT @ seen / statistics.positions
+    return matrix @ statistics.input_moment @ matrix.mT
+
+
 def slice_moments(moment: Tensor, geometry: Geometry, folding: Folding, slices: int) -> Tensor:
     """Second moment of what each encoder slice reads, averaged over the decoder's kernel positions.
 
