@@ -274,6 +274,28 @@ def test_a_layer_that_no_batch_reaches_has_empty_statistics(
         _ = held.output_mean
 
 
+class Experts(nn.Module):
+    """Sends every row to one of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, low = torch.zeros_like(x), x[:, 0] < 0
+        y[low], y[~low] = self.low(x[low]), self.high(x[~low])
+        return y
+
+
+def test_a_layer_called_on_no_rows_at_all() -> None:
+    model, batches = Experts().double(), [torch.rand(4, 3).double(), -torch.rand(2, 3).double()]
+    layers = layers_of(model, batches)
+    found = collect(model, layers, batches, wanting(layers, *ALL - {"target"}))
+    assert {name: held.positions for name, held in found.items()} == {"low": 2.0, "high": 4.0}
+    assert {held.examples for held in found.values()} == {6.0}
+    torch.testing.assert_close(found["low"].input_mean[0], batches[1].mean(0))
+
+
 def test_nothing_wanted_runs_nothing(model: nn.Module) -> None:
     assert collect(model, [], [], {}) == {}
 

@@ -65,6 +65,8 @@ class Accumulator:
         """Take in one call: input, output, weight of each example, and the reference's output."""
         geometry = self.geometry
         x_rows, y_rows = as_examples(geometry, x), as_examples(geometry, y)
+        if y_rows.numel() == 0:
+            return  # an expert that no token was sent to
         w = None if weights is None else example_weights(geometry, x.shape, len(x_rows), weights)
         positions = prod(y_rows.shape[2:])
         seen = LayerStatistics(positions=positions * (len(y_rows) if w is None else float(w.sum())))
@@ -102,6 +104,8 @@ class Accumulator:
     def add_gradient(self, gradient: Tensor, weights: Tensor | None) -> None:
         """Take in the gradient of the summed loss at one call's output."""
         rows = as_examples(self.geometry, gradient)
+        if rows.numel() == 0:
+            return
         w = None if weights is None else example_weights(self.geometry, gradient.shape, len(rows), weights)
         total, square = channel_sums(self.geometry.groups, rows, w)
         self._check(total, "output gradient")
