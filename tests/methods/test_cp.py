@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from rankwise.linalg.cp_correction import sensitivity
 from rankwise.methods import get_method
 from rankwise.methods.cp import cp_factors, kernel_axes, rank_grid
 from rankwise.methods.recall import Recall, digest
@@ -152,3 +153,22 @@ def test_refusals_say_why() -> None:
         get_method("cp", factors=5)
     with pytest.raises(ValueError, match="metric"):
         get_method("cp", metric="output")
+
+
+def test_correction_spends_what_polishing_won_on_sensitivity() -> None:
+    layer, _ = case("conv2d_dilated")
+    choice = {"rank": 4, "factors": 3}
+    chains = {on: get_method("cp", corrected=on).build(layer, None, choice) for on in (False, True)}
+    curve = get_method("cp", polish=0).build(layer, None, choice)
+    kernel = layer.kernel()
+
+    def error(chain: nn.Sequential) -> float:
+        return float((kernel - kernel_of(chain, 3)).square().sum())
+
+    assert error(chains[False]) <= error(chains[True]) <= error(curve) * (1 + 1e-6)
+    factors = {on: [m.weight.detach().flatten(1) for m in chain] for on, chain in chains.items()}
+    oriented = {on: [a, b.T, c.T] for on, (b, c, a) in factors.items()}
+    oriented = {on: [m if m.shape[1] == 4 else m.T for m in ms] for on, ms in oriented.items()}
+    assert sensitivity(oriented[True]) <= sensitivity(oriented[False])
+    with pytest.raises(ValueError, match="metric='identity' after polishing"):
+        get_method("cp", corrected=True, metric="input")

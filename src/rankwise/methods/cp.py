@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankwise.linalg.cp import CPFit, CPOptions, cp_curve, refine
+from rankwise.linalg.cp import CPFit, CPOptions, cp_curve, cp_tensor, metric_error, refine
+from rankwise.linalg.cp_correction import error_preserving_correction
+from rankwise.linalg.cp_solver import component_norms
 from rankwise.methods.base import Candidates, Choice, Method, Statistic, register
 from rankwise.methods.metric import Metric, check_metric, metric_factor, metric_statistics, metric_unit
 from rankwise.methods.recall import Recall
@@ -79,6 +81,9 @@ class CP(Method):
         starts: fits per rank from different starting points.
         seed: of random starting points.
         effort: most work per layer and factor count, for all ranks, in 1e9 floating-point operations.
+        corrected: after polishing, give the error that was won back for the least sensitivity to changes
+            of the factors (error-preserving correction, for "identity" alone): helps rounding and
+            fine-tuning, not accuracy.
         degenerate: offer fits whose terms cancel each other too; otherwise they are left out.
     """
 
@@ -93,12 +98,18 @@ class CP(Method):
     starts: int = 1
     seed: int = 0
     effort: float = 100.0
+    corrected: bool = False
     degenerate: bool = False
 
     def __post_init__(self) -> None:
         check_metric(self.metric)
         if self.factors not in (0, 3, 4):
             raise ValueError(f"factors={self.factors!r} was given; allowed are 3, 4 and 0 (both).")
+        if self.corrected and (self.metric != "identity" or self.polish == 0):
+            raise ValueError(
+                f"corrected=True was given with metric={self.metric!r}, polish={self.polish}; "
+                "it is defined for metric='identity' after polishing."
+            )
 
     @property
     def requires(self) -> frozenset[Statistic]:
@@ -192,7 +203,18 @@ class CP(Method):
             return fit
         metrics = {"input_metric": problem.input_metric, "output_metric": problem.output_metric}
         options = replace(self._options, iterations=self.polish)
-        return _recalled(
-            (problem.tensor, *metrics.values(), rank, ranks, options, "polished"),
-            lambda: [refine(problem.tensor, fit, options=options, **metrics)],
-        )[0]
+        key = (problem.tensor, *metrics.values(), rank, ranks, options, self.corrected)
+
+        def polished() -> list[CPFit]:
+            better = refine(problem.tensor, fit, options=options, **metrics)
+            return [corrected(problem.tensor, better, fit.error) if self.corrected else better]
+
+        return _recalled(key, polished)[0]
+
+
+def corrected(tensor: Tensor, fit: CPFit, bound: float) -> CPFit:
+    """``fit`` made as insensitive as a squared error of ``bound``, in the plain metric, allows."""
+    factors = error_preserving_correction(tensor, list(fit.factors), max(bound, fit.error))
+    difference = tensor - cp_tensor(factors)
+    cancellation = float(component_norms(factors).square().sum() / tensor.square().sum().clamp_min(1e-300))
+    return CPFit(tuple(factors), metric_error(difference), fit.scale, cancellation)
