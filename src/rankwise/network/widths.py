@@ -22,7 +22,7 @@ class WidthCost:
         self, model: nn.Module, layers: Iterable[Layer], groups: Sequence[ChannelGroup], whole: Cost
     ) -> None:
         self._whole = whole
-        self._groups = {group.name: group for group in groups}
+        self._ports = {group.name: [(port, _Counter(port)) for port in group.ports] for group in groups}
         macs = {layer.name: layer.cost.macs for layer in layers}
         touched = {port.name: port for group in groups for port in group.ports}
         self._modules = {
@@ -43,8 +43,8 @@ class WidthCost:
         outputs: dict[str, int] = {}
         slices: dict[str, float] = {}
         for name, units in kept.items():
-            for port in self._groups[name].ports:
-                gone = _gone(port, units)
+            for port, counter in self._ports[name]:
+                gone = counter.gone(units)
                 if port.role == "parameter":
                     slices[port.name] = slices.get(port.name, 1.0) * (1 - gone / port.size)
                 elif port.role == "out":
@@ -61,9 +61,20 @@ class WidthCost:
         return total
 
 
-def _gone(port: Port, units: Sequence[int]) -> int:
-    lengths: npt.NDArray[np.int64] = np.fromiter(map(len, port.units), np.int64, len(port.units))
-    return int(lengths.sum() - lengths[np.asarray(units, dtype=np.int64)].sum())
+class _Counter:
+    """How many channels go at a port with the units that go."""
+
+    def __init__(self, port: Port) -> None:
+        self.lengths: npt.NDArray[np.int64] = np.array(
+            [len(indices) for indices in port.units], dtype=np.int64
+        )
+        self.same = int(self.lengths[0]) if (self.lengths == self.lengths[0]).all() else None
+
+    def gone(self, units: Sequence[int]) -> int:
+        """Channels that go when only ``units`` stay."""
+        if self.same is not None:
+            return (len(self.lengths) - len(units)) * self.same
+        return int(self.lengths.sum() - self.lengths[np.asarray(units, dtype=np.int64)].sum())
 
 
 class _Module:

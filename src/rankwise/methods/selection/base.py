@@ -9,6 +9,7 @@ import torch
 
 from rankwise.linalg.elimination import Reader, refitted_losses, sliced_losses
 from rankwise.network.channel_group import ChannelGroup, Units
+from rankwise.network.layer import Layer
 from rankwise.statistics.record import Statistic
 
 Tensor = torch.Tensor
@@ -83,6 +84,10 @@ class ChannelMethod(ABC):
         """The statistics that the choice and the reconstruction read; empty for a weight-only method."""
         wanted = self.needs_data or self.needs_sensitivity or self.reconstruct
         return frozenset({"input"}) if wanted else frozenset()
+
+    def supports(self, layer: Layer) -> str | None:
+        """None: whether channels can go is a question of their group, not of the layer."""
+        return None
 
     @abstractmethod
     def order(self, view: GroupView) -> Tensor:
