@@ -28,11 +28,12 @@ from rankwise import __version__
 from rankwise.allocation import allocators
 from rankwise.data import data_root, load_data
 from rankwise.experiments.compress_only import CompressOnly, Sweep
-from rankwise.experiments.variants import variants
+from rankwise.experiments.variants import Variant, variants
 from rankwise.files import write_text
 from rankwise.models import load_model
 from rankwise.report.plots import plot_sweep
 from rankwise.report.tables import pivot, text, write_csv
+from torch_pruning_peer import PEERS
 
 # Which of our configurations is the method of which published code (--peers).
 SAME_METHOD = {
@@ -131,7 +132,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", help="by default the network's usual data set")
     parser.add_argument("--fractions", default="0.9,0.8,0.7,0.6,0.5,0.4,0.3")
     parser.add_argument("--measure", choices=("params", "macs"), default="params")
-    parser.add_argument("--methods", help="names separated by commas; all by default")
+    parser.add_argument("--methods", default="", help="names separated by commas; all by default")
     parser.add_argument("--roles", default="default,paper,variant", help="which configurations of each")
     parser.add_argument("--calibration", type=int, default=1024, help="training images, without labels")
     parser.add_argument("--seed", type=int, default=0)
@@ -151,6 +152,14 @@ def tell(label: str, done: int, total: int) -> None:
     print(f"[{datetime.now():%H:%M:%S}] {done + 1}/{total} {label}", file=sys.stderr, flush=True)
 
 
+def chosen(methods: tuple[str, ...], roles: tuple[str, ...]) -> list[Variant]:
+    """Our variants and the pruners of torch-pruning, all of them where no methods are named."""
+    own = [name for name in methods if name not in PEERS]
+    found = variants(own or None, roles, allocators()) if own or not methods else []
+    spread = {name: how for name, (how, _) in PEERS.items() if not methods or name in methods}
+    return [*found, *(Variant(name, {}, how, role="paper") for name, how in spread.items())]
+
+
 def names(given: str) -> tuple[str, ...]:
     return tuple(name for name in given.split(",") if name)
 
@@ -166,10 +175,10 @@ def main() -> None:
         given.measure, fractions, given.select, given.limit_test, given.screen, given.calibration, given.seed,
         recovery=names(given.recovery), redo=frozenset(names(given.redo)),
     )  # fmt: skip
-    bench = CompressOnly(loaded, data, given.out, sweep, progress=tell)
+    peers_here = {name: peer for name, (_, peer) in PEERS.items()}
+    bench = CompressOnly(loaded, data, given.out, sweep, peers_here, progress=tell)
     if not given.report:
-        chosen = names(given.methods) if given.methods else None
-        bench.run(variants(chosen, names(given.roles), allocators()))
+        bench.run(chosen(names(given.methods), names(given.roles)))
     rows = [row for row in bench.rows() if row["target"] in fractions]
     peers = read_peers(given.peers, given.model, given.measure)
     original = bench.original()
