@@ -22,6 +22,7 @@ class WidthCost:
         self, model: nn.Module, layers: Iterable[Layer], groups: Sequence[ChannelGroup], whole: Cost
     ) -> None:
         self._whole = whole
+        groups = [group for group in groups if group.reason is None]
         self._ports = {group.name: [(port, _Counter(port)) for port in group.ports] for group in groups}
         macs = {layer.name: layer.cost.macs for layer in layers}
         touched = {port.name: port for group in groups for port in group.ports}
