@@ -21,6 +21,7 @@ from rankwise.network.names import Patterns
 from rankwise.network.state import preserved
 from rankwise.plan import Edit, Plan, attach_plan_, plan_of
 from rankwise.progress import Progress, Stopwatch, silent
+from rankwise.recipe import best_split
 from rankwise.recovery import get_recovery
 
 MethodLike = str | Method | ChannelMethod
@@ -67,7 +68,8 @@ def compress(
             several times when it can be. Weight-only methods need none, but then ``example``.
         budget: what may be kept of the whole model.
         method: a name out of ``rankwise.methods.methods()``, a configured :class:`Method`, or several,
-            whose candidates then compete for every layer.
+            whose candidates then compete for every layer; or "FIRST+SECOND": two methods one after the
+            other, the budget split between them as agrees most with ``model`` on the calibration data.
         allocator: a name out of ``rankwise.allocation.allocators()`` or a configured one.
         recovery: names of label-free recoveries done after surgery, in order.
         example: one batch to count cost with; by default the first calibration batch.
@@ -119,6 +121,13 @@ def compression(
 
     ``notes`` are JSON-able values that the plan's settings carry along.
     """
+    if isinstance(method, str) and "+" in method:
+        common = {
+            "allocator": allocator, "include": include, "exclude": exclude, "overrides": overrides,
+            "multiple_of": multiple_of, "min_rank": min_rank, "seed": seed, "max_memory": max_memory,
+            "progress": progress, "notes": notes,
+        }  # fmt: skip
+        return _recipe(model, calibration, budget, method, recovery, example, common)
     chosen = [_method(m) for m in ([method] if isinstance(method, (str, Method, ChannelMethod)) else method)]
     solver = get_allocator(allocator) if isinstance(allocator, str) else allocator
     recoveries = [(name, get_recovery(name)) for name in recovery]
@@ -149,6 +158,48 @@ def compression(
     }
     step = Plan(tuple(edits), original.as_dict(), final.as_dict(), (settings,))
     attach_plan_(work, plan_of(model) + step)
+    return Compression(work, step, original, final, watch.seconds)
+
+
+def _recipe(
+    model: nn.Module,
+    calibration: Iterable[Any] | None,
+    budget: Budget | None,
+    method: str,
+    recovery: Sequence[str],
+    example: Any,
+    common: dict[str, Any],
+) -> Compression:
+    """Two methods, as in "interpolative+pca": the split of the budget that agrees most with ``model``."""
+    names = [name.strip() for name in method.split("+")]
+    if len(names) != 2:
+        raise RankwiseError(f"The recipe {method!r} was given; allowed are two methods, FIRST+SECOND.")
+    if budget is None or calibration is None:
+        raise CalibrationError(f"The recipe {method!r} needs a budget, and calibration batches to split it.")
+    first, second = (_method(name) for name in names)
+    example = first_batch(calibration) if example is None else example
+    original = model_cost(model, example)
+    whole = Budget(**budget.limits(original))
+    watch = Stopwatch()
+
+    def run(current: nn.Module, limit: Budget, chosen: Method | ChannelMethod) -> nn.Module:
+        done = compression(current, calibration, limit, method=chosen, example=example, **common)
+        watch.add(done.seconds)
+        return done.model
+
+    work, agreement = best_split(
+        model, calibration, budget, original, lambda b: run(model, b, first), lambda m: run(m, whole, second)
+    )
+    before, after = plan_of(model), plan_of(work)
+    edits = after.edits[len(before.edits) :]
+    recoveries = [(name, get_recovery(name)) for name in recovery]
+    _recover(work, model, calibration, recoveries, edits, watch)
+    final = _checked(work, example, budget, original)
+    tried = {f"{share:g}": round(value, 6) for share, value in agreement.items()}
+    note = {"recipe": method, "budget": budget.as_dict(), "recovery": list(recovery), "agreement": tried}
+    settings = (*after.settings[len(before.settings) :], note)
+    step = Plan(edits, original.as_dict(), final.as_dict(), settings)
+    attach_plan_(work, before + step)
     return Compression(work, step, original, final, watch.seconds)
 
 

@@ -1,10 +1,11 @@
 """Telling how far long work has come, and how long each part took."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 Progress = Callable[[str, int, int], None]
+"""Called as ``progress(stage, done, total)``: ``done`` of ``total`` (0: unknown) items are finished."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -17,6 +18,11 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add times measured elsewhere, by part."""
+        for part, value in seconds.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + value
+
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         """Add the time of the block to ``part``."""
@@ -24,4 +30,4 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+            self.add({part: time.perf_counter() - start})

@@ -22,7 +22,10 @@ OptionalData = Annotated[
 ]
 Weights = Annotated[str | None, typer.Option(help="A file with the network's weights.")]
 Method = Annotated[
-    str, typer.Option("--method", help="A method, or several separated by commas that compete per layer.")
+    str,
+    typer.Option(
+        "--method", help="A method; several by commas compete per layer; FIRST+SECOND splits the budget."
+    ),
 ]
 MethodOptions = Annotated[
     list[str] | None, typer.Option("--method-option", metavar="NAME=VALUE", help="A setting of the method.")
