@@ -82,8 +82,8 @@ class CPOptions:
             data stay anchored to the tensor.
         exact_limit: largest size of an input metric that is used exactly; above it the nearest
             Kronecker product stands in.
-        effort: most work for a whole curve, in 1e9 floating-point operations; fewer steps are made
-            per rank where the iterations would cost more (at least two).
+        effort: about the most work for a whole curve, in 1e9 floating-point operations; fewer and
+            coarser steps are made per rank where the iterations would cost more (at least one).
     """
 
     iterations: int = 12
@@ -94,6 +94,16 @@ class CPOptions:
     floor: float = 1e-3
     exact_limit: int = 1200
     effort: float = 100.0
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Gauss-Newton steps in the two problems, and conjugate-gradient products in each."""
+
+    euclidean: int
+    euclidean_inner: int
+    exact: int
+    exact_inner: int
 
 
 def cp_tensor(factors: Sequence[Tensor]) -> Tensor:
@@ -205,14 +215,13 @@ def refine(
     options = options or CPOptions()
     tensor = tensor.detach().to("cpu", torch.float64)
     frame = frame_of(tensor, input_metric, output_metric, options.floor, options.exact_limit)
-    euclidean, exact = _steps(frame, fit.rank, 1, options, options.iterations)
+    found = _steps(frame, fit.rank, 1, options, options.iterations)
     problem: Problem = frame.euclidean if frame.exact is None else frame.exact
-    steps = euclidean if frame.exact is None else exact
     factors = gauss_newton(
         problem,
         frame.apply(list(fit.factors)),
-        iterations=steps,
-        inner=_INNER,
+        iterations=found.euclidean if frame.exact is None else found.exact,
+        inner=found.euclidean_inner if frame.exact is None else found.exact_inner,
         ridge=_ridge(frame, fit.rank, options),
     )
     original = balanced(frame.restore(factors))
@@ -227,7 +236,7 @@ def _next_fit(
     frame: Frame,
     factors: Factors,
     rank: int,
-    steps: tuple[int, int],
+    steps: _Steps,
     options: CPOptions,
     generator: torch.Generator,
 ) -> Factors:
@@ -237,10 +246,12 @@ def _next_fit(
     empty = [f[:, :0] for f in factors]
     for attempt in range(options.starts):
         start = _grown(frame, empty if attempt else factors, rank, generator, use_vectors=attempt == 0)
-        fit = gauss_newton(frame.euclidean, start, iterations=steps[0], inner=_INNER, ridge=ridge)
+        fit = gauss_newton(
+            frame.euclidean, start, iterations=steps.euclidean, inner=steps.euclidean_inner, ridge=ridge
+        )
         if frame.exact is not None:
             fit = min(fit, start, key=frame.exact.value)
-            fit = gauss_newton(frame.exact, fit, iterations=steps[1], inner=_INNER, ridge=ridge)
+            fit = gauss_newton(frame.exact, fit, iterations=steps.exact, inner=steps.exact_inner, ridge=ridge)
         candidates.append(fit)
     problem: Problem = frame.euclidean if frame.exact is None else frame.exact
     return min(candidates, key=problem.value)
@@ -285,17 +296,26 @@ def _ridge(frame: Frame, rank: int, options: CPOptions) -> float:
 
 def _steps(
     frame: Frame, rank: int, curve_length: int, options: CPOptions, exact_steps: int | None = None
-) -> tuple[int, int]:
-    """Gauss-Newton steps (Euclidean, exact) that the effort allows for one rank of a curve."""
+) -> _Steps:
+    """The steps that the effort allows for one rank of a curve; at least one of 4 products each."""
     shape = frame.euclidean.tensor.shape
     size, inputs, total = frame.euclidean.tensor.numel(), frame.euclidean.tensor[0].numel(), sum(shape)
     allowed = options.effort * 1e9 / curve_length
-    euclidean = 4 * len(shape) * size * rank + _INNER * 6 * total * rank**2
-    exact = _INNER * 2 * (inputs**2 * rank + 3 * inputs * rank**2)
     wanted = options.metric_iterations if exact_steps is None else exact_steps
+    euclidean = (4 * len(shape) * size * rank, 6 * total * rank**2)
+    exact = (4 * size * rank + 2 * inputs**2 * rank, 2 * inputs**2 * rank + 6 * inputs * rank**2)
     if frame.exact is None:
-        return min(options.iterations, max(int(allowed / euclidean), 2)), 0
-    return (
-        min(options.iterations, max(int(allowed / 2 / euclidean), 2)),
-        min(wanted, max(int(allowed / 2 / exact), 2)),
+        return _Steps(*_affordable(allowed, *euclidean, options.iterations), 0, 0)
+    return _Steps(
+        *_affordable(allowed / 2, *euclidean, options.iterations),
+        *_affordable(allowed / 2, *exact, wanted),
     )
+
+
+def _affordable(allowed: float, fixed: int, product: int, wanted: int) -> tuple[int, int]:
+    """Steps and products per step: all products and fewer steps, or fewer products in one or two steps."""
+    steps = int(allowed / (fixed + _INNER * product))
+    if steps >= 2:
+        return min(steps, wanted), _INNER
+    steps = min(2 if allowed >= 2 * (fixed + 4 * product) else 1, wanted)
+    return steps, min(max(int((allowed / max(steps, 1) - fixed) / product), 4), _INNER)

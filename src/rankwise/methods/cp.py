@@ -21,6 +21,8 @@ from rankwise.network.layer import Geometry, Layer
 from rankwise.statistics.record import LayerStatistics
 
 _POINTS = 20
+_POINTS_LARGE = 8
+_LARGE = 400_000  # weights
 _recalled: Recall[list[CPFit]] = Recall(96)
 
 
@@ -48,12 +50,14 @@ def cp_factors(geometry: Geometry, rank: Count, factors: int, bias: bool) -> lis
 def rank_grid(layer: Layer, factors: int) -> list[int]:
     """Up to 20 ranks, evenly spaced up to the largest that saves parameters or MACs.
 
-    Multiples of 8 where there are enough of them, so that ``multiple_of=8`` finds options.
+    8 ranks for layers of more than 400,000 weights. Multiples of 8, where there are enough of them, so
+    that ``multiple_of=8`` finds options.
     """
     params, macs = chain_cost(layer, cp_factors(layer.geometry, 1, factors, False))
     top = max((layer.weight.numel() - 1) // int(params[0]), (layer.cost.macs - 1) // max(int(macs[0]), 1), 1)
-    step = next((s for s in (8, 4, 2) if top >= s * _POINTS), 1)
-    points = {step * max(round(top * i / _POINTS / step), 1) for i in range(1, _POINTS + 1)}
+    count = _POINTS if layer.weight.numel() < _LARGE else _POINTS_LARGE
+    step = next((s for s in (8, 4, 2) if top >= s * count), 1)
+    points = {step * max(round(top * i / count / step), 1) for i in range(1, count + 1)}
     return sorted(min(point, top) for point in points)
 
 
