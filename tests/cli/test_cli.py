@@ -1,5 +1,6 @@
 """The command line: what it prints, the files it writes, its exit codes."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from rankwise.cli import console
 from rankwise.cli.main import main
 
 
@@ -142,6 +145,42 @@ def test_weights_that_do_not_fit_name_the_keys(run: Run, tmp_path: Path) -> None
     save_file({"stem.weight": zeros(3)}, tmp_path / "w.safetensors")
     done = run("compress", "digits_cnn", "--data", "digits", "--weights", str(tmp_path / "w.safetensors"))
     assert done.returncode == 1 and "stem.weight" in done.stderr
+
+
+def test_an_interruption_is_one_line_and_exit_code_1(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rankwise.io.save_file", interrupted)
+    out = tmp_path / "out"
+    done = run("compress", "digits_cnn", "--data", "digits", "--calibration", "64", "--out", str(out))
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.splitlines()[-1] == "interrupted; no file is half-written"
+    assert list(out.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    out = str(tmp_path / "file" / "out")
+    done = run("plan", "digits_cnn", "--data", "digits", "--calibration", "64", "--out", out)
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert "error: " in done.stderr and "file" in done.stderr
+
+
+@pytest.mark.parametrize(("total", "first", "last"), [(3, "0/3", "3/3"), (0, "0/?", "2/?")])
+def test_bars_count_what_is_finished(
+    total: int, first: str, last: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "errors", Console(file=screen, force_terminal=True, width=80))
+    with console.progress_bars(quiet=False) as progress:
+        progress("calibrate", 0, total)
+        progress("calibrate", 2, total)
+        progress("decompose", 0, 5)
+    shown = screen.getvalue()
+    assert shown.index(first) < shown.index(last) and "0/5" in shown
 
 
 def test_a_command_that_is_not_understood_exits_with_2(run: Run) -> None:

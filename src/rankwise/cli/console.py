@@ -75,7 +75,9 @@ def progress_bars(quiet: bool) -> Iterator[Progress]:
 
         def bar(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done + 1, total=total)
+                for task in bars.tasks:  # a new stage begins when those before it are over
+                    bars.update(task.id, completed=task.total)
+                tasks[stage] = bars.add_task(stage, total=total or None)
+            bars.update(tasks[stage], completed=done, total=total or None)
 
         yield bar

@@ -44,14 +44,19 @@ def common(
     """Make trained PyTorch networks smaller and faster: any nn.Module in, plain torch modules out."""
 
 
+_INTERRUPTED = 130  # the exit code that typer gives to Ctrl-C
+
+
 def main() -> None:
-    """Run the command line; a :class:`RankwiseError` becomes a message and exit code 1."""
+    """Run the command line; errors of rankwise and of files, and Ctrl-C, are a message and exit code 1."""
     try:
         app()
-    except RankwiseError as error:
+    except (RankwiseError, OSError) as error:
         errors.print(f"[bold red]error[/]: {type(error).__name__}: ", end="")
         errors.print(str(error), markup=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print("interrupted; nothing half-written was left", markup=False)
+    except SystemExit as stop:
+        if stop.code != _INTERRUPTED:
+            raise
+        errors.print("interrupted; no file is half-written", markup=False)
         sys.exit(1)

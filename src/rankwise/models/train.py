@@ -67,7 +67,7 @@ def train_classifier_(
         if checkpoint is not None:
             state = {name: part.state_dict() for name, part in parts.items()} | {"epoch": epoch + 1}
             write_atomically(checkpoint, partial(torch.save, state))
-        progress("train", epoch, epochs)
+        progress("train", epoch + 1, epochs)
     module.eval()
 
 
