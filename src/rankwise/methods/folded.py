@@ -24,12 +24,12 @@ from rankwise.methods.foldings import (
 )
 from rankwise.methods.metric import (
     Metric,
+    Target,
     check_metric,
     feature_moments,
     metric_factor,
     metric_statistics,
     metric_unit,
-    output_gram,
     row_weights,
     slice_moments,
 )
@@ -126,15 +126,16 @@ class Folded(Method):
         matrix = weights.apply(layer.matrix())
         kernel = matrix.reshape(layer.kernel().shape)
         factor = metric_factor(self.metric, layer)
+        target = None if statistics is None else Target(layer, statistics, matrix)
         for order, (folding, slices) in enumerate(self.offered(layer)):
             if self.metric == "identity":
                 matrices = fold(kernel, layer.geometry, folding, slices)
                 tails = tail_sums(slice_spectra(matrices).square()).sum((0, 1))
                 yield folding, slices, tails[1:].numpy(), float(matrix.square().sum())
                 continue
-            assert statistics is not None
+            assert target is not None
             useful = None if order == 0 else _largest_useful_rank(layer, folding, slices)
-            tails = _output_tails(layer, statistics, matrix, folding, slices, useful) * factor
+            tails = _output_tails(target, folding, slices, useful) * factor
             yield folding, slices, tails[1:].numpy(), float(tails[0])
 
     def _relative(self, table: Candidates) -> Floats:
@@ -165,52 +166,44 @@ class Folded(Method):
             decoder, encoder = slice_factors(matrices, rank)
             return build_folded(layer, folding, weights.undo(decoder), encoder, layer.bias())
         assert statistics is not None
+        target = Target(layer, statistics, matrix)
         if slices == 1 and not folding.decoder:  # projecting the output is the optimum
-            basis = principal_axes(output_gram(statistics, matrix))[1][:, :, :rank]
+            basis = principal_axes(target.gram)[1][:, :, :rank]
             if rank == geometry.columns < geometry.rows:
                 basis = torch.linalg.qr(matrix)[0]  # of W itself: exact off the data too
             decoder, encoder = basis[:, None], (basis.mT @ matrix)[:, None]
         else:
-            decoder, encoder = _fitted(layer, statistics, matrix, folding, slices, rank)
+            decoder, encoder = _fitted(target, folding, slices, rank)
         return build_folded(layer, folding, weights.undo(decoder), encoder, layer.bias())
 
 
-def _output_tails(
-    layer: Layer,
-    statistics: LayerStatistics,
-    matrix: Tensor,
-    folding: Folding,
-    slices: int,
-    useful: int | None,
-) -> Tensor:
+def _output_tails(target: Target, folding: Folding, slices: int, useful: int | None) -> Tensor:
     """Expected squared output error at one position for ranks 0 to the largest useful one (None: full)."""
-    gram = output_gram(statistics, matrix)  # (G, o, o)
+    geometry, matrix = target.geometry, target.matrix
     if slices == 1 and not folding.decoder:
-        tails = tail_sums(principal_axes(gram)[0]).sum(0)[: min(matrix.shape[1:]) + 1]
+        tails = tail_sums(principal_axes(target.gram)[0]).sum(0)[: min(matrix.shape[1:]) + 1]
         tails[-1] = 0.0
         return tails[: None if useful is None else useful + 1]
-    moment, geometry = statistics.input_moment, layer.geometry
-    matrices = fold(matrix.reshape(layer.kernel().shape), geometry, folding, slices)
+    matrices = target.folded(folding, slices)
     full = min(matrices.shape[2:])
     rank = min(full if useful is None else useful, max(1, full - 1))
-    encoder = slice_factors(matrices, rank, slice_moments(moment, geometry, folding, slices))[1]
-    features, cross = feature_moments(moment, geometry, folding, encoder)
-    total = gram.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)  # (G, 1)
+    blocks = slice_moments(target.moment, geometry, folding, slices)
+    encoder = slice_factors(matrices, rank, blocks)[1]
+    features, cross = feature_moments(target.moment, geometry, folding, encoder)
+    total = target.gram.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)  # (G, 1)
     gains = nested_gains(features, cross @ matrix.mT, features.shape[-1] // rank)
     left = (total - gains).clamp_min(0.0).sum(0)
     exact = [] if useful is not None and useful < full else [left.new_zeros(1)]
     return torch.cat([total.sum(0), left[: full - 1], *exact])
 
 
-def _fitted(
-    layer: Layer, statistics: LayerStatistics, matrix: Tensor, folding: Folding, slices: int, rank: int
-) -> tuple[Tensor, Tensor]:
+def _fitted(target: Target, folding: Folding, slices: int, rank: int) -> tuple[Tensor, Tensor]:
     """Decoder and encoders: each slice in the moment of its own inputs, then the decoder by regression."""
-    moment, geometry = statistics.input_moment, layer.geometry
-    matrices = fold(matrix.reshape(layer.kernel().shape), geometry, folding, slices)
-    decoder, encoder = slice_factors(matrices, rank, slice_moments(moment, geometry, folding, slices))
+    geometry, matrix = target.geometry, target.matrix
+    blocks = slice_moments(target.moment, geometry, folding, slices)
+    decoder, encoder = slice_factors(target.folded(folding, slices), rank, blocks)
     missing = matrix - assemble(geometry, folding, decoder, encoder).reshape(matrix.shape)
-    features, cross = feature_moments(moment, geometry, folding, encoder)
+    features, cross = feature_moments(target.moment, geometry, folding, encoder)
     fitted = regression(features, cross @ missing.mT)  # (G, f, r k D)
     fitted = fitted.unflatten(-1, (rank, slices, -1)).permute(0, 3, 1, 4, 2)  # (G, k, f, D, r)
     return decoder + fitted.reshape(decoder.shape), encoder

@@ -1,6 +1,7 @@
 """The metric in which a weight-space method measures what it cuts off: identity, inputs, or both sides."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from rankwise.linalg.lowrank import symmetric_power
 from rankwise.linalg.metric import damped
 from rankwise.methods.base import Statistic, Unit
-from rankwise.methods.foldings import Folding
+from rankwise.methods.foldings import Folding, fold
 from rankwise.network.layer import Geometry, Layer
 from rankwise.statistics.record import LayerStatistics
 
@@ -110,12 +111,37 @@ def _encode(x: Tensor, geometry: Geometry, folding: Folding, encoder: Tensor) ->
     return encoded.permute(0, 2, 4, 1, 3).reshape(groups, x.shape[1], -1)
 
 
-def output_gram(statistics: LayerStatistics, matrix: Tensor) -> Tensor:
-    """E[(A u)(A u)^T] for A (groups, m, columns); the moment of u is not formed where rows are kept."""
-    if statistics.input_square is None and statistics.input_rows is not None:
-        seen = statistics.input_rows @ matrix.mT  # (G, n, m)
-        return seen.mT @ seen / statistics.positions
-    return matrix @ statistics.input_moment @ matrix.mT
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What a factorisation in a data metric is fitted to: a layer's weighed matrix on the layer's inputs."""
+
+    layer: Layer
+    statistics: LayerStatistics
+    matrix: Tensor  # (groups, rows, columns)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The layer's."""
+        return self.layer.geometry
+
+    @cached_property
+    def moment(self) -> Tensor:
+        """E[u u^T], (groups, columns, columns)."""
+        return self.statistics.input_moment
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """E[(A u)(A u)^T], (groups, rows, rows); the moment of u is not formed where rows are kept."""
+        statistics = self.statistics
+        if statistics.input_square is None and statistics.input_rows is not None:
+            seen = statistics.input_rows @ self.matrix.mT  # (G, n, rows)
+            return seen.mT @ seen / statistics.positions
+        return self.matrix @ self.moment @ self.matrix.mT
+
+    def folded(self, folding: Folding, slices: int) -> Tensor:
+        """The folded slices of the matrix, (groups, slices, rows * decoder elements, slice columns)."""
+        kernel = self.matrix.reshape(self.geometry.out_channels, -1, *self.geometry.kernel_size)
+        return fold(kernel, self.geometry, folding, slices)
 
 
 def slice_moments(moment: Tensor, geometry: Geometry, folding: Folding, slices: int) -> Tensor:
