@@ -12,7 +12,7 @@ from tests.linalg.test_cp import moment, randn
 
 from rankwise.linalg.cp import metric_error
 from rankwise.linalg.tucker import hosvd_errors, tucker
-from rankwise.linalg.tucker2 import Tucker2Options, tucker2, tucker2_grid
+from rankwise.linalg.tucker2 import Tucker2Options, tucker2, tucker2_errors, tucker2_grid
 
 
 @pytest.mark.parametrize(
@@ -128,6 +128,20 @@ def test_grid_exact_at_full_rank_and_errors_as_measured(dims: list[int], seed: i
         measured = metric_error(tensor - fit.tensor(), inputs, outputs)
         assert fit.error == pytest.approx(measured, rel=1e-6, abs=1e-9 * (1 + fit.scale))
     torch.testing.assert_close(fits[-1].tensor(), tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_errors_without_a_whole_metric_bound_those_of_the_fits() -> None:
+    tensor, inputs, outputs = randn(6, 5, 3), moment(15), moment(6, seed=2)
+    pairs = [(2, 2), (0, 3), (4, 0), (0, 0)]
+    for metric in (None, outputs):
+        bounds = tucker2_errors(tensor, pairs, output_metric=metric)
+        fits = tucker2_grid(tensor, pairs, output_metric=metric, options=Tucker2Options(floor=1e-9))
+        for bound, fit in zip(bounds, fits, strict=True):
+            assert fit.error <= bound * (1 + 1e-6) + 1e-9 * fit.scale
+    exact = tucker2_errors(tensor, pairs, input_metric=inputs)
+    assert exact == [fit.error for fit in tucker2_grid(tensor, pairs, input_metric=inputs)]
+    rough = tucker2_errors(tensor, pairs, input_metric=inputs, options=Tucker2Options(exact_limit=0))
+    assert rough[0] > rough[-1] == pytest.approx(0, abs=1e-9)
 
 
 def test_more_sweeps_are_never_worse() -> None:

@@ -5,7 +5,7 @@ B the best A and C are a reduced-rank regression, in closed form; for given A an
 linear least-squares problem, solved by conjugate gradients.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from rankwise.linalg.cp import metric_error
 from rankwise.linalg.cp_metric import anchored, metric_roots, separable_parts
 from rankwise.linalg.cp_solver import solve_gram
 from rankwise.linalg.lowrank import principal_axes
-from rankwise.linalg.tucker import TuckerFit, hosvd, tucker
+from rankwise.linalg.tucker import TuckerFit, hosvd, hosvd_errors, tucker
 
 _CG_STEPS = 10
 
@@ -98,6 +98,39 @@ def tucker2_grid(
     return fits
 
 
+def tucker2_errors(
+    tensor: Tensor,
+    ranks: Sequence[tuple[int, int]],
+    *,
+    input_metric: Tensor | None = None,
+    output_metric: Tensor | None = None,
+    options: Tucker2Options | None = None,
+) -> list[float]:
+    """Errors for pairs of ranks, arguments as for :func:`tucker2_grid`, the cheapest way.
+
+    In a whole input metric they are those of the fits. Otherwise they come from one HOSVD for all pairs
+    and are an upper bound (where the input metric is too large to be used whole: in the channels'
+    metric).
+    """
+    options = options or Tucker2Options()
+    if input_metric is not None and input_metric.shape[0] <= options.exact_limit:
+        fits = tucker2_grid(
+            tensor, ranks, input_metric=input_metric, output_metric=output_metric, options=options
+        )
+        return [fit.error for fit in fits]
+    metrics = {} if output_metric is None else {0: output_metric}
+    if input_metric is not None:
+        metrics[1] = _channel_metric(tensor, input_metric.double())
+    errors = hosvd_errors(tensor, [0, 1], metrics=metrics)
+    return [float(errors[a or tensor.shape[0], b or tensor.shape[1]]) for a, b in ranks]
+
+
+def _channel_metric(tensor: Tensor, metric: Tensor) -> Tensor:
+    """The input metric averaged over the kernel positions, ``(in, in)``."""
+    channels = tensor.shape[1]
+    return separable_parts(metric, (channels, metric.shape[0] // channels))[0]
+
+
 def _fit(
     tensor: Tensor, rank_out: int, rank_in: int, metric: Tensor | None, options: Tucker2Options
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -105,11 +138,11 @@ def _fit(
     ranks = {mode: rank for mode, rank in ((0, rank_out), (1, rank_in)) if rank > 0}
     if not ranks:
         return tensor, None, None
-    if metric is None:
-        found = tucker(tensor, ranks, sweeps=options.sweeps)
+    if metric is None or metric.shape[0] > options.exact_limit:
+        metrics = {} if metric is None else {1: _channel_metric(tensor, metric)}
+        found = tucker(tensor, ranks, metrics=metrics, sweeps=options.sweeps)
         return found.core, found.factors.get(0), found.factors.get(1)
-    channels = tensor.shape[1]
-    mean = separable_parts(metric, (channels, metric.shape[0] // channels))[0]
+    mean = _channel_metric(tensor, metric)
     right = None
     if rank_in > 0:  # the start: input channels whitened by their own second moment
         root, inverse = metric_roots(mean, options.floor)
@@ -119,8 +152,6 @@ def _fit(
         else:
             basis = hosvd(white, [1])[1][:, :rank_in]
         right = torch.linalg.qr(inverse @ basis)[0]
-    if metric.shape[0] > options.exact_limit:
-        metric = torch.kron(mean, torch.eye(metric.shape[0] // channels, dtype=metric.dtype))
     core, left = _regress(tensor, right, rank_out, metric)
     for _ in range(options.sweeps if right is not None else 0):
         assert right is not None
@@ -166,9 +197,8 @@ def _best_right(tensor: Tensor, core: Tensor, left: Tensor | None, right: Tensor
     def pull_back(slope: Tensor) -> Tensor:
         return torch.einsum("isk,ijk->sj", slope.unflatten(1, (right.shape[0], -1)), middle)
 
-    channels = right.shape[0]
     inner = torch.einsum("ijk,ilk->jl", middle, middle)
-    spread = separable_parts(metric, (channels, metric.shape[0] // channels))[0]
+    spread = _channel_metric(tensor, metric)
 
     def precondition(residual: Tensor) -> Tensor:
         solution: Tensor = torch.linalg.solve(spread, solve_gram(inner, residual))

@@ -9,21 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankwise.linalg.cp import metric_error
 from rankwise.linalg.cp_solver import unfold
 from rankwise.linalg.evbmf import evbmf_rank
 from rankwise.linalg.lowrank import principal_axes, tail_sums
 from rankwise.linalg.tucker import TuckerFit
-from rankwise.linalg.tucker2 import Tucker2Options, tucker2_grid
+from rankwise.linalg.tucker2 import Tucker2Options, tucker2, tucker2_errors
 from rankwise.methods.base import Candidates, Choice, Method, Statistic, register
 from rankwise.methods.metric import Metric, check_metric, metric_factor, metric_statistics, metric_unit
-from rankwise.methods.recall import Recall
 from rankwise.methods.tensor_problem import TensorProblem, mean_keeping_bias, stacked, tensor_problems
 from rankwise.network.factors import Factor, build_chain, chain_cost
 from rankwise.network.layer import Geometry, Layer
 from rankwise.statistics.record import LayerStatistics
 
 _POINTS = 8
-_recalled: Recall[list[TuckerFit]] = Recall(64)
 Pair = tuple[int, int]
 
 
@@ -105,12 +104,17 @@ class Tucker2(Method):
         return f"{what}: Tucker-2 of rank 1 has {least} weights, the layer has {layer.weight.numel()}"
 
     def candidates(self, layer: Layer, statistics: LayerStatistics | None) -> Candidates:
-        """All pairs of up to 9 ranks per side that save something, by size; the layer itself comes last."""
+        """All pairs of up to 9 ranks per side that save something, by size; the layer itself comes last.
+
+        For "identity" the error is that of the HOSVD, from one decomposition for all pairs; HOOI makes that
+        of the built layer a little smaller.
+        """
         offered = self._offered(layer)
         chosen = [pair for _, _, pair in offered]
-        grids = [self._grid(p, chosen) for p in self._problems(layer, statistics)]
+        problems = self._problems(layer, statistics)
         unit = metric_factor(self.metric, layer)
-        error = np.array([sum(grid[i].error for grid in grids) for i in range(len(chosen))]) * unit
+        error = np.sum([self._errors(problem, chosen) for problem in problems], axis=0) * unit
+        scale = sum(metric_error(p.tensor, p.input_metric, p.output_metric) for p in problems)
         return Candidates(
             np.array([params for params, _, _ in offered], np.int64),
             np.array([macs for _, macs, _ in offered], np.int64),
@@ -120,13 +124,13 @@ class Tucker2(Method):
                 "rank_in": np.array([b for _, b in chosen], np.int64),
             },
             metric_unit(self.metric),
-            sum(grid[0].scale for grid in grids) * unit,
+            scale * unit,
         )
 
     def build(self, layer: Layer, statistics: LayerStatistics | None, choice: Choice) -> nn.Module:
         """Pointwise to ``rank_in`` channels, the core in the layer's geometry, pointwise with the bias."""
         pair = (int(choice["rank_out"]), int(choice["rank_in"]))
-        fits = [self._grid(p, [pair])[0] for p in self._problems(layer, statistics)]
+        fits = [self._fit(p, pair) for p in self._problems(layer, statistics)]
         matrices = torch.stack([fit.tensor().flatten(1) for fit in fits])  # (G, o, d)
         bias = mean_keeping_bias(layer, statistics, matrices, self._keeps_mean)
         weights = [stacked([fit.core for fit in fits])]
@@ -159,12 +163,22 @@ class Tucker2(Method):
         kernel = (layer.geometry.kernel_elements,)
         return tensor_problems(layer, statistics, self.metric, self._keeps_mean, kernel)
 
-    def _grid(self, problem: TensorProblem, pairs: Sequence[Pair]) -> list[TuckerFit]:
-        metrics = {"input_metric": problem.input_metric, "output_metric": problem.output_metric}
-        options = Tucker2Options(sweeps=self.sweeps)
-        return _recalled(
-            (problem.tensor, *metrics.values(), list(pairs), options),
-            lambda: tucker2_grid(problem.tensor, pairs, options=options, **metrics),
+    def _errors(self, problem: TensorProblem, pairs: Sequence[Pair]) -> list[float]:
+        return tucker2_errors(
+            problem.tensor,
+            pairs,
+            input_metric=problem.input_metric,
+            output_metric=problem.output_metric,
+            options=Tucker2Options(sweeps=self.sweeps),
+        )
+
+    def _fit(self, problem: TensorProblem, pair: Pair) -> TuckerFit:
+        return tucker2(
+            problem.tensor,
+            *pair,
+            input_metric=problem.input_metric,
+            output_metric=problem.output_metric,
+            options=Tucker2Options(sweeps=self.sweeps),
         )
 
     def _rule(self, layer: Layer) -> list[Pair]:
