@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from rankwise.allocation import get_allocator
@@ -92,6 +93,29 @@ def test_architectures_and_allocators(build: Any, shape: tuple[int, ...], alloca
     named = {group.name for group in find_groups(model, data[0])}
     assert {edit.target for edit in plan.edits} == named
     assert all(edit.reason for edit in plan.edits if edit.op == "keep")
+
+
+NAMES = (
+    "resnet18",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "squeezenet1_1",
+    "shufflenet_v2_x0_5",
+    "regnet_y_400mf",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torchvision_networks(name: str) -> None:
+    model, x = getattr(torchvision.models, name)(num_classes=5).eval(), torch.randn(1, 3, 64, 64)
+    small = compress(model, None, Budget(macs=0.7), method="l2", allocator="uniform", example=x)
+    whole, left = model_cost(model, x), model_cost(small, x)
+    assert 0.69 * whole.macs < left.macs <= 0.7 * whole.macs
+    skeleton = copy.deepcopy(model).to("meta")
+    reshape_(skeleton, plan_of(small))
+    assert {n: t.shape for n, t in skeleton.state_dict().items()} == {
+        n: t.shape for n, t in small.state_dict().items()
+    }
 
 
 def test_a_full_budget_changes_nothing() -> None:

@@ -124,10 +124,12 @@ class Narrowing:
     def _widths(
         self, scene: Scene, views: Mapping[str, Any], orders: Mapping[str, Any], curves: Sequence[WidthCurve]
     ) -> list[int]:
-        names = list(views)
+        sizes = [(view.group.name, view.group.size) for view in views.values()]
+        units = {name: order.tolist() for name, order in orders.items()}
 
         def cost(widths: Sequence[int]) -> Cost:
-            return scene.widths.cost({n: orders[n][:k].tolist() for n, k in zip(names, widths, strict=True)})
+            chosen = zip(sizes, widths, strict=True)
+            return scene.widths.cost({name: units[name][:k] for (name, size), k in chosen if k < size})
 
         if isinstance(self.method, Interpolative) and self.method.eps is not None:
             widths = [self.method.rank(view) or view.group.size for view in views.values()]

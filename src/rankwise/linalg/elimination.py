@@ -116,11 +116,12 @@ def sliced_losses(readers: Sequence[Reader], order: Tensor) -> Tensor:
     """Error curve (n + 1,) of keeping the first k units of ``order`` without any compensation."""
     errors = torch.zeros(len(order) + 1, dtype=torch.float64)
     for reader in readers:
-        loss = reader.moment.double() * reader.weight.double()  # E of products of contributions
-        gone: list[int] = []
-        for k in range(len(order) - 1, -1, -1):
-            gone += reader.units[int(order[k])]
-            errors[k] += loss[gone][:, gone].sum()
+        gone = [channel for unit in order.flip(0).tolist() for channel in reader.units[unit]]
+        loss = (reader.moment.double() * reader.weight.double())[gone][:, gone]
+        sums = loss.cumsum(0).cumsum(1).diagonal()  # of the leading blocks
+        sums = torch.cat([sums.new_zeros(1), sums])
+        counts = torch.tensor([0, *(len(reader.units[unit]) for unit in order.flip(0).tolist())])
+        errors += sums[counts.cumsum(0)].flip(0)
     return errors.clamp_min(0.0)
 
 

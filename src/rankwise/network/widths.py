@@ -45,6 +45,8 @@ class WidthCost:
         slices: dict[str, float] = {}
         for name, units in kept.items():
             for port, counter in self._ports[name]:
+                if len(units) == len(counter.lengths):
+                    break  # the whole group stays
                 gone = counter.gone(units)
                 if port.role == "parameter":
                     slices[port.name] = slices.get(port.name, 1.0) * (1 - gone / port.size)
