@@ -1,7 +1,9 @@
 """The whole flow on small models: budgets met, models left alone, errors a stranger meets."""
 
 import copy
+import inspect
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rankwise
 from rankwise import Budget, compress, compression, plan_of
+from rankwise.compress import Settings
 from rankwise.errors import BudgetError, CalibrationError, UnknownNameError
 
 
@@ -151,6 +154,18 @@ def test_an_impossible_budget_names_the_smallest_reachable() -> None:
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'whitened'"):
         compress(small_cnn(), batches(), Budget(macs=0.5), method="whitend")
+
+
+def test_an_unknown_option_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'multiple_of'"):
+        compression(small_cnn(), batches(), Budget(macs=0.5), multiple_off=8)
+
+
+def test_the_options_of_compress_are_those_of_the_settings() -> None:
+    own = {name: p.default for name, p in inspect.signature(compress).parameters.items()}
+    settings = {f.name: f.default for f in fields(Settings)}
+    del own["model"], own["calibration"], own["budget"], own["example"], settings["notes"]
+    assert own == settings
 
 
 def test_nan_in_a_weight_names_the_layer() -> None:

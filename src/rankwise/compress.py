@@ -1,8 +1,7 @@
 """The public verb: a model, some calibration batches and a budget in; a smaller plain module out."""
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -10,15 +9,16 @@ from torch import nn
 
 from rankwise.allocation import Allocator, get_allocator
 from rankwise.budget import Budget
-from rankwise.errors import BudgetError, CalibrationError, RankwiseError
+from rankwise.errors import BudgetError, CalibrationError, RankwiseError, UnknownNameError
 from rankwise.factorise import Factorisation
 from rankwise.methods import Method, get_method
 from rankwise.methods.selection import ChannelMethod
 from rankwise.narrow import Narrowing
-from rankwise.network import Cost, model_cost
+from rankwise.network import Cost, count_bytes, count_params, model_cost
 from rankwise.network.batches import batch_size, first_batch, forward, output_tensor
+from rankwise.network.batchnorm import fold_batchnorm_, following_batchnorm
 from rankwise.network.names import Patterns
-from rankwise.network.state import preserved
+from rankwise.network.state import duplicate, preserved
 from rankwise.plan import Edit, Plan, attach_plan_, plan_of
 from rankwise.progress import Progress, Stopwatch, silent
 from rankwise.recipe import best_split
@@ -42,6 +42,80 @@ class Compression:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to compress: the options of :func:`compress`, which describes them, as one value."""
+
+    method: MethodLike | Sequence[MethodLike] = "whitened"
+    allocator: AllocatorLike = "knapsack"
+    recovery: Sequence[str] = ()
+    include: Patterns | None = None
+    exclude: Patterns | None = None
+    overrides: Mapping[str, Mapping[str, Any]] | None = None
+    multiple_of: int = 1
+    min_rank: int = 1
+    fold_batchnorm: bool = False
+    seed: int = 0
+    max_memory: int | None = None
+    progress: Progress = silent
+    notes: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Settings":
+        """Settings out of keyword arguments, names looked up, so that mistakes show before any work.
+
+        Raises:
+            UnknownNameError: an unknown option, method, allocator or recovery.
+        """
+        known = {f.name for f in fields(cls)}
+        for name in options:
+            if name not in known:
+                raise UnknownNameError("option", name, known)
+        given = cls(**options)
+        for name in given.recovery:
+            get_recovery(name)
+        if isinstance(given.allocator, str):
+            given = replace(given, allocator=get_allocator(given.allocator))
+        return given if given.recipe else replace(given, method=_methods(given.method))
+
+    @property
+    def recipe(self) -> str | None:
+        """The recipe of two methods, such as "interpolative+pca", if that is what is asked for."""
+        return self.method if isinstance(self.method, str) and "+" in self.method else None
+
+    def stage(self, limits: Mapping[str, int], watch: Stopwatch) -> Factorisation | Narrowing:
+        """What does the work: single layers are factorised, channel groups are narrowed."""
+        chosen, solver = _methods(self.method), self.allocator
+        common: dict[str, Any] = {
+            "allocator": get_allocator(solver) if isinstance(solver, str) else solver, "limits": limits,
+            "include": self.include, "exclude": self.exclude, "overrides": self.overrides or {},
+            "multiple_of": self.multiple_of, "min_rank": self.min_rank, "seed": self.seed,
+            "progress": self.progress, "watch": watch,
+        }  # fmt: skip
+        channels = [method for method in chosen if isinstance(method, ChannelMethod)]
+        if channels and len(chosen) > 1:
+            raise RankwiseError(
+                f"Method {channels[0].name!r} chooses channels and cannot compete with other methods for a "
+                "layer; use it in a call of its own: the second call compresses what the first one leaves."
+            )
+        if channels:
+            return Narrowing(method=channels[0], **common)
+        layerwise = [method for method in chosen if isinstance(method, Method)]
+        return Factorisation(methods=layerwise, max_memory=self.max_memory, **common)
+
+    def as_dict(self, budget: Budget) -> dict[str, Any]:
+        """What a plan keeps of the settings."""
+        solver = get_allocator(self.allocator) if isinstance(self.allocator, str) else self.allocator
+        return {
+            **(self.notes or {}),
+            "methods": [{"name": m.name, **m.config()} for m in _methods(self.method)],
+            "allocator": {"name": solver.name, **solver.config()},
+            "budget": budget.as_dict(),
+            "recovery": list(self.recovery),
+            "seed": self.seed,
+        }
+
+
 def compress(
     model: nn.Module,
     calibration: Iterable[Any] | None = None,
@@ -56,6 +130,7 @@ def compress(
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     multiple_of: int = 1,
     min_rank: int = 1,
+    fold_batchnorm: bool = False,
     seed: int = 0,
     max_memory: int | None = None,
     progress: Progress = silent,
@@ -79,6 +154,9 @@ def compress(
             ``multiple_of``, ``dense``.
         multiple_of: ranks are multiples of this number.
         min_rank: the smallest rank.
+        fold_batchnorm: first fold every BatchNorm that reads one layer alone into that layer, so that
+            errors are those of what the network sees; the result has fewer modules. For evaluation: a
+            folded BatchNorm no longer follows training data.
         seed: for everything drawn at random.
         max_memory: bytes that the statistics may take at once; calibration then runs in waves.
         progress: called as ``progress(stage, done, total)``.
@@ -94,7 +172,7 @@ def compress(
     return compression(
         model, calibration, budget, method=method, allocator=allocator, recovery=recovery, example=example,
         include=include, exclude=exclude, overrides=overrides, multiple_of=multiple_of, min_rank=min_rank,
-        seed=seed, max_memory=max_memory, progress=progress,
+        fold_batchnorm=fold_batchnorm, seed=seed, max_memory=max_memory, progress=progress,
     ).model  # fmt: skip
 
 
@@ -103,87 +181,79 @@ def compression(
     calibration: Iterable[Any] | None = None,
     budget: Budget | None = None,
     *,
-    method: MethodLike | Sequence[MethodLike] = "whitened",
-    allocator: AllocatorLike = "knapsack",
-    recovery: Sequence[str] = (),
     example: Any = None,
-    include: Patterns | None = None,
-    exclude: Patterns | None = None,
-    overrides: Mapping[str, Mapping[str, Any]] | None = None,
-    multiple_of: int = 1,
-    min_rank: int = 1,
-    seed: int = 0,
-    max_memory: int | None = None,
-    progress: Progress = silent,
-    notes: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Compression:
     """As :func:`compress`, returning the plan, the costs and the times beside the model.
 
-    ``notes`` are JSON-able values that the plan's settings carry along.
+    ``options`` are those of :func:`compress`, and ``notes``: JSON-able values that the plan's settings
+    carry along.
+
+    Raises:
+        UnknownNameError: an unknown option; otherwise as :func:`compress`.
     """
-    if isinstance(method, str) and "+" in method:
-        common = {
-            "allocator": allocator, "include": include, "exclude": exclude, "overrides": overrides,
-            "multiple_of": multiple_of, "min_rank": min_rank, "seed": seed, "max_memory": max_memory,
-            "progress": progress, "notes": notes,
-        }  # fmt: skip
-        return _recipe(model, calibration, budget, method, recovery, example, common)
-    chosen = [_method(m) for m in ([method] if isinstance(method, (str, Method, ChannelMethod)) else method)]
-    solver = get_allocator(allocator) if isinstance(allocator, str) else allocator
-    recoveries = [(name, get_recovery(name)) for name in recovery]
+    settings = Settings.of(options)
     example = first_batch(calibration) if example is None else example
-    watch = Stopwatch()
-    original = model_cost(model, example)
     if budget is None:
         raise BudgetError("No budget was given; pass for instance budget=Budget(macs=0.5).")
+    if settings.recipe is not None:
+        return _recipe(model, calibration, budget, example, settings, settings.recipe)
+    watch = Stopwatch()
+    original = cost = model_cost(model, example)
     with preserved(model), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        work = copy.deepcopy(model)
-        common: dict[str, Any] = {
-            "allocator": solver, "limits": budget.limits(original), "include": include, "exclude": exclude,
-            "overrides": overrides or {}, "multiple_of": multiple_of, "min_rank": min_rank, "seed": seed,
-            "progress": progress, "watch": watch,
-        }  # fmt: skip
-        stage = _stage(chosen, common, max_memory)
-        edits = stage.run_(work, model, example, calibration, original)
-        _recover(work, model, calibration, recoveries, edits, watch)
+        torch.manual_seed(settings.seed)
+        work, reference = duplicate(model), model
+        folded = _fold_(work, example, original) if settings.fold_batchnorm else []
+        if folded:
+            reference, cost = duplicate(work), model_cost(work, example)
+        stage = settings.stage(budget.limits(original), watch)
+        edits = (*folded, *stage.run_(work, reference, example, calibration, cost))
+        _recover(work, reference, calibration, settings.recovery, edits, watch)
     final = _checked(work, example, budget, original)
-    settings = {
-        **(notes or {}),
-        "methods": [{"name": m.name, **m.config()} for m in chosen],
-        "allocator": {"name": solver.name, **solver.config()},
-        "budget": budget.as_dict(),
-        "recovery": list(recovery),
-        "seed": seed,
-    }
-    step = Plan(tuple(edits), original.as_dict(), final.as_dict(), (settings,))
+    step = Plan(edits, original.as_dict(), final.as_dict(), (settings.as_dict(budget),))
     attach_plan_(work, plan_of(model) + step)
     return Compression(work, step, original, final, watch.seconds)
+
+
+def _fold_(model: nn.Module, example: Any, cost: Cost) -> list[Edit]:
+    """Fold each BatchNorm of ``model``, of cost ``cost``, that reads one layer alone; one edit for each."""
+    edits = []
+    for layer, batchnorm in following_batchnorm(model, example).items():
+        fold_batchnorm_(model, {layer: batchnorm})
+        after = Cost(count_params(model), cost.macs, count_bytes(model))
+        edits.append(
+            Edit(
+                "fold_batchnorm", layer, choice={"batchnorm": batchnorm},
+                before={"params": cost.params, "macs": cost.macs},
+                after={"params": after.params, "macs": after.macs},
+            )
+        )  # fmt: skip
+        cost = after
+    return edits
 
 
 def _recipe(
     model: nn.Module,
     calibration: Iterable[Any] | None,
-    budget: Budget | None,
-    method: str,
-    recovery: Sequence[str],
+    budget: Budget,
     example: Any,
-    common: dict[str, Any],
+    settings: Settings,
+    recipe: str,
 ) -> Compression:
     """Two methods, as in "interpolative+pca": the split of the budget that agrees most with ``model``."""
-    names = [name.strip() for name in method.split("+")]
+    names = [name.strip() for name in recipe.split("+")]
     if len(names) != 2:
-        raise RankwiseError(f"The recipe {method!r} was given; allowed are two methods, FIRST+SECOND.")
-    if budget is None or calibration is None:
-        raise CalibrationError(f"The recipe {method!r} needs a budget, and calibration batches to split it.")
-    first, second = (_method(name) for name in names)
-    example = first_batch(calibration) if example is None else example
+        raise RankwiseError(f"The recipe {recipe!r} was given; allowed are two methods, FIRST+SECOND.")
+    if calibration is None:
+        raise CalibrationError(f"The recipe {recipe!r} needs calibration batches to split the budget.")
+    first, second = (replace(settings, method=_methods(name), recovery=()) for name in names)
+    second = replace(second, fold_batchnorm=False)
     original = model_cost(model, example)
     whole = Budget(**budget.limits(original))
     watch = Stopwatch()
 
-    def run(current: nn.Module, limit: Budget, chosen: Method | ChannelMethod) -> nn.Module:
-        done = compression(current, calibration, limit, method=chosen, example=example, **common)
+    def run(current: nn.Module, limit: Budget, step: Settings) -> nn.Module:
+        done = compression(current, calibration, limit, example=example, **vars(step))
         watch.add(done.seconds)
         return done.model
 
@@ -192,54 +262,48 @@ def _recipe(
     )
     before, after = plan_of(model), plan_of(work)
     edits = after.edits[len(before.edits) :]
-    recoveries = [(name, get_recovery(name)) for name in recovery]
-    _recover(work, model, calibration, recoveries, edits, watch)
+    reference = duplicate(model)
+    if settings.fold_batchnorm:
+        _fold_(reference, example, original)
+    _recover(work, reference, calibration, settings.recovery, edits, watch)
     final = _checked(work, example, budget, original)
     tried = {f"{share:g}": round(value, 6) for share, value in agreement.items()}
-    note = {"recipe": method, "budget": budget.as_dict(), "recovery": list(recovery), "agreement": tried}
-    settings = (*after.settings[len(before.settings) :], note)
-    step = Plan(edits, original.as_dict(), final.as_dict(), settings)
+    note = {
+        "recipe": recipe, "budget": budget.as_dict(), "recovery": list(settings.recovery), "agreement": tried
+    }  # fmt: skip
+    step = Plan(edits, original.as_dict(), final.as_dict(), (*after.settings[len(before.settings) :], note))
     attach_plan_(work, before + step)
     return Compression(work, step, original, final, watch.seconds)
 
 
-def _stage(
-    chosen: Sequence[Method | ChannelMethod], common: dict[str, Any], max_memory: int | None
-) -> Factorisation | Narrowing:
-    """What does the work: single layers are factorised, channel groups are narrowed."""
-    channels = [method for method in chosen if isinstance(method, ChannelMethod)]
-    if channels and len(chosen) > 1:
-        raise RankwiseError(
-            f"Method {channels[0].name!r} chooses channels and cannot compete with other methods for a "
-            "layer; use it in a call of its own: the second call compresses what the first one leaves."
-        )
-    if channels:
-        return Narrowing(method=channels[0], **common)
-    layerwise = [method for method in chosen if isinstance(method, Method)]
-    return Factorisation(methods=layerwise, max_memory=max_memory, **common)
-
-
-def _method(method: MethodLike) -> Method | ChannelMethod:
-    found = get_method(method) if isinstance(method, str) else method
-    if not isinstance(found, (Method, ChannelMethod)):
-        raise CalibrationError(f"A method of type {type(found).__name__} was given; allowed: name or Method.")
+def _methods(given: MethodLike | Sequence[MethodLike]) -> list[Method | ChannelMethod]:
+    """The configured methods behind names, methods, or several of them."""
+    several = [given] if isinstance(given, (str, Method, ChannelMethod)) else list(given)
+    found = [get_method(method) if isinstance(method, str) else method for method in several]
+    for method in found:
+        if not isinstance(method, (Method, ChannelMethod)):
+            raise RankwiseError(
+                f"A method of type {type(method).__name__} was given; allowed: name or Method."
+            )
     return found
 
 
 def _recover(
     work: nn.Module,
-    model: nn.Module,
+    reference: nn.Module,
     calibration: Iterable[Any] | None,
-    recoveries: Sequence[tuple[str, Any]],
+    names: Sequence[str],
     edits: Sequence[Edit],
     watch: Stopwatch,
 ) -> None:
-    if recoveries and calibration is None:
-        raise CalibrationError(f"Recovery {recoveries[0][0]!r} needs calibration batches; none were given.")
+    if not names:
+        return
+    if calibration is None:
+        raise CalibrationError(f"Recovery {names[0]!r} needs calibration batches; none were given.")
     changed = [edit.target for edit in edits if edit.op == "replace"]
     with watch("recover"):
-        for _, recover in recoveries:
-            recover(work, model, calibration, changed)
+        for name in names:
+            get_recovery(name)(work, reference, calibration, changed)
 
 
 def _checked(work: nn.Module, example: Any, budget: Budget, original: Cost) -> Cost:

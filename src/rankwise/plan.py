@@ -71,6 +71,30 @@ class Plan:
         """The edits that change the model."""
         return [edit for edit in self.edits if edit.op != "keep"]
 
+    def steps(self) -> list[tuple[Edit, ...]]:
+        """The edits of each call that compressed, in order: none of them depends on another of its step.
+
+        Every step names each of its layers or groups once, after the foldings that it begins with; what
+        a later step names is the same again, or lies inside what an earlier step replaced.
+        """
+        steps: list[list[Edit]] = []
+        seen: set[str] = set()
+        kind = ""
+        for edit in self.edits:
+            again = any(
+                ".".join(edit.target.split(".")[:n]) in seen for n in range(edit.target.count(".") + 2)
+            )
+            changed = edit.op != "keep" and kind not in ("", edit.op)
+            fold = edit.op == "fold_batchnorm"
+            if not steps or (seen and (again or changed or fold)):
+                steps.append([])
+                seen, kind = set(), ""
+            steps[-1].append(edit)
+            if not fold:
+                seen.add(edit.target)
+                kind = kind if edit.op == "keep" else edit.op
+        return [tuple(step) for step in steps]
+
     def to_json(self) -> str:
         """The plan as JSON text, the same text for the same plan."""
         content = {
@@ -160,7 +184,9 @@ def reshape_(model: nn.Module, plan: Plan) -> None:
         if edit.op == "replace":
             _reshape_layer_(model, edit)
         elif edit.op == "fold_batchnorm":
-            fold_batchnorm_(model, edit.choice)
+            if set(edit.choice) != {"batchnorm"}:
+                raise PlanError(f"The plan's folding into {edit.target!r} does not name one BatchNorm.")
+            fold_batchnorm_(model, {edit.target: edit.choice["batchnorm"]})
         elif edit.selection is None:
             raise PlanError(f"The plan's edit of {edit.target!r} does not say which channels are kept.")
         else:

@@ -1,7 +1,7 @@
 """Doing again, on a model with weights, what a plan says."""
 
-import copy
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -14,7 +14,8 @@ from rankwise.methods import get_method
 from rankwise.narrow import Narrowing
 from rankwise.network import find_layers, model_cost
 from rankwise.network.batches import first_batch
-from rankwise.network.state import preserved
+from rankwise.network.spec import describe
+from rankwise.network.state import duplicate, preserved
 from rankwise.plan import Edit, Plan, attach_plan_, plan_of, reshape_
 
 
@@ -28,6 +29,10 @@ def apply(
 ) -> nn.Module:
     """A copy of ``model`` with every edit of ``plan`` done to it, the factors computed from its weights.
 
+    The plan of the result says what was built: where an edit asks for another shape than the one it
+    describes, because it was edited by hand, its description and cost are new and its error is left
+    out. Recoveries in the plan's settings are not repeated.
+
     Args:
         plan: from :func:`rankwise.plan_of`, a file, or edited by hand.
         model: the uncompressed model, with its weights; not changed.
@@ -40,60 +45,96 @@ def apply(
         CalibrationError: a method of the plan needs calibration batches and none were given.
     """
     example = first_batch(calibration) if example is None else example
-    work = copy.deepcopy(model)
+    work = duplicate(model)
+    edits: list[Edit] = []
     with preserved(model):
-        for operation, edits in groupby(plan.changes(), key=lambda edit: edit.op):
-            if operation == "replace":
-                _replace_(work, model, list(edits), calibration, example, seed)
-            elif operation == "select":
-                _select_(work, list(edits), calibration, example, seed)
-            else:
-                reshape_(work, Plan(tuple(edits)))
+        for step in plan.steps():
+            edits += _step_(work, step, calibration, example, seed)
     final = model_cost(work, example).as_dict()
-    done = Plan(plan.edits, model_cost(model, example).as_dict(), final, plan.settings)
+    done = Plan(tuple(edits), model_cost(model, example).as_dict(), final, plan.settings)
     attach_plan_(work, plan_of(model) + done)
     return work
 
 
+def _step_(
+    work: nn.Module, step: Sequence[Edit], calibration: Iterable[Any] | None, example: Any, seed: int
+) -> list[Edit]:
+    """Do the edits of one step; returns them as done, in the same order."""
+    reshape_(work, Plan(tuple(edit for edit in step if edit.op == "fold_batchnorm")))
+    reference = duplicate(work)
+    done = {edit.target: edit for edit in step if edit.op == "replace"}
+    selected = [edit for edit in step if edit.op == "select"]
+    if done:
+        done = _replace_(work, reference, done, calibration, example, seed)
+    if selected:
+        done = _select_(work, reference, selected, calibration, example, seed)
+    return [done.get(e.target, e) if e.op in ("replace", "select") else e for e in step]
+
+
 def _replace_(
     work: nn.Module,
-    original: nn.Module,
-    edits: Sequence[Edit],
+    reference: nn.Module,
+    edits: dict[str, Edit],
     calibration: Iterable[Any] | None,
     example: Any,
     seed: int,
-) -> None:
+) -> dict[str, Edit]:
     layers = {layer.name: layer for layer in find_layers(work, example)}
     picked = []
-    for edit in edits:
-        if edit.target not in layers:
+    for name, edit in edits.items():
+        if name not in layers:
             raise PlanError(
-                f"The plan changes layer {edit.target!r}, which the model does not have as a compressible "
+                f"The plan changes layer {name!r}, which the model does not have as a compressible "
                 f"layer; it has {', '.join(layers)}."
             )
-        layer = layers[edit.target]
+        layer = layers[name]
         if layer.reason is not None:
-            raise PlanError(
-                f"The plan changes layer {edit.target!r}, which must be left alone: {layer.reason}."
-            )
+            raise PlanError(f"The plan changes layer {name!r}, which must be left alone: {layer.reason}.")
         picked.append((layer, get_method(edit.method or "", **edit.config), edit.choice))
     methods = [method for _, method, _ in picked]
     stage = Factorisation(methods, get_allocator("uniform"), {}, seed=seed)
     able = {layer.name: [method] for layer, method, _ in picked}
     statistics = stage.collect(work, [layer for layer, _, _ in picked], calibration, able)
-    stage.build_(work, original, calibration, picked, statistics)
+    built = stage.build_(work, reference, calibration, picked, statistics)
+    macs = {layer.name: layer.cost.macs for layer in find_layers(work, example)}
+    return {name: _as_built(edit, built[name], macs) for name, edit in edits.items()}
+
+
+def _as_built(edit: Edit, module: nn.Module, macs: dict[str, int]) -> Edit:
+    """``edit`` with what was built for it; unchanged where that is what it describes."""
+    if any(parameter.numel() == 0 for parameter in module.parameters()):
+        raise PlanError(
+            f"The plan's choice {edit.choice} for layer {edit.target!r} leaves nothing of it; allowed are "
+            "positive ranks."
+        )
+    description = describe(module)
+    if description == edit.module:
+        return edit
+    after = {
+        "params": sum(parameter.numel() for parameter in module.parameters()),
+        "macs": sum(value for name, value in macs.items() if f"{name}.".startswith(f"{edit.target}.")),
+    }
+    return replace(edit, module=description, after=after, error=None, scale=None, unit=None)
 
 
 def _select_(
     work: nn.Module,
+    reference: nn.Module,
     edits: Sequence[Edit],
     calibration: Iterable[Any] | None,
     example: Any,
     seed: int,
-) -> None:
+) -> dict[str, Edit]:
     """Keep the same channels again, the consumers refitted to ``calibration`` where the method does so."""
+    done = {}
     for (name, config), same in groupby(edits, key=lambda edit: (edit.method, edit.config)):
-        kept = {edit.target: edit.choice["kept"] for edit in same}
+        asked = {edit.target: edit for edit in same}
+        kept = {target: edit.choice["kept"] for target, edit in asked.items()}
         stage = Narrowing(get_method(name or "", **config), get_allocator("uniform"), {}, seed=seed)
-        source = copy.deepcopy(work)
-        stage.redo_(work, source, example, calibration, model_cost(work, example), kept)
+        found = stage.redo_(work, reference, example, calibration, model_cost(work, example), kept)
+        for edit in found:
+            if edit.target in asked:
+                old = asked[edit.target]
+                same_channels = old.selection == edit.selection
+                done[edit.target] = old if same_channels else replace(edit, error=None, scale=None, unit=None)
+    return done

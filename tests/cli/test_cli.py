@@ -13,6 +13,7 @@ from rich.console import Console
 
 from rankwise.cli import console
 from rankwise.cli.main import main
+from rankwise.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,15 @@ def test_compress_evaluate_and_compare_on_embedded_data(run: Run, tmp_path: Path
 def test_plan_then_apply_gives_what_compress_gives(run: Run, tmp_path: Path) -> None:
     plan, model = str(tmp_path / "plan.json"), str(tmp_path / "model.safetensors")
     common = ("--data", "digits", "--calibration", "64")
-    planned = run("plan", "digits_cnn", *common, "--budget", "params=0.7", "--method", "pca", "--out", plan)
+    planned = run("plan", "digits_cnn", *common, "--budget", "params=0.7", "--method", "pca",
+                  "--fold-batchnorm", "--out", plan)  # fmt: skip
     assert planned.returncode == 0, planned.stderr
     applied = run("apply", plan, "digits_cnn", *common, "--out", model, "--json")
     assert applied.returncode == 0, applied.stderr
     whole = run("evaluate", "digits_cnn", "--data", "digits", "--json")
     assert json.loads(applied.stdout)["params"] <= 0.7 * json.loads(whole.stdout)["params"]
+    folded = [edit.target for edit in Plan.load(plan).edits if edit.op == "fold_batchnorm"]
+    assert folded == ["conv1", "conv2", "conv3"]
 
 
 def test_inspect_lists_every_layer_with_its_cost_and_reason(run: Run) -> None:

@@ -63,12 +63,13 @@ def compress(
     exclude: options.Exclude = None,
     multiple_of: options.MultipleOf = 1,
     max_memory: options.MaxMemory = None,
+    fold_batchnorm: options.FoldBatchNorm = False,
     out: options.Out = None,
     json: options.Json = False,
 ) -> None:
     """Compress a network to a budget, evaluate it on the test split, and save it."""
     run = _run(model, data, weights, method, method_option, allocator, allocator_option, budget, recovery,
-               calibration, seed, include, exclude, multiple_of, max_memory)  # fmt: skip
+               calibration, seed, include, exclude, multiple_of, max_memory, fold_batchnorm)  # fmt: skip
     with progress_bars(quiet=json) as progress:
         metrics = execute(run, out, progress)
     if json:
@@ -83,13 +84,14 @@ def _run(
     model: str, data: str, weights: str | None, method: str, method_option: list[str] | None, allocator: str,
     allocator_option: list[str] | None, budget: str, recovery: list[str] | None, calibration: int | None,
     seed: int, include: list[str] | None, exclude: list[str] | None, multiple_of: int,
-    max_memory: float | None,
+    max_memory: float | None, fold_batchnorm: bool,
 ) -> Run:  # fmt: skip
     return Run(
         model, data, weights, method, options.settings(method_option), allocator,
         options.settings(allocator_option), budget, tuple(recovery or ()), calibration, seed=seed,
         include=tuple(include or ()), exclude=tuple(exclude or ()), multiple_of=multiple_of,
         max_memory=None if max_memory is None else int(max_memory * 2**30),
+        fold_batchnorm=fold_batchnorm,
     )  # fmt: skip
 
 
@@ -183,11 +185,12 @@ def plan(
     exclude: options.Exclude = None,
     multiple_of: options.MultipleOf = 1,
     max_memory: options.MaxMemory = None,
+    fold_batchnorm: options.FoldBatchNorm = False,
     json: options.Json = False,
 ) -> None:
     """Decide what would be done to every layer, and write it as a plan to read or edit."""
     run = _run(model, data, weights, method, method_option, allocator, allocator_option, budget, None,
-               calibration, seed, include, exclude, multiple_of, max_memory)  # fmt: skip
+               calibration, seed, include, exclude, multiple_of, max_memory, fold_batchnorm)  # fmt: skip
     with progress_bars(quiet=json) as progress:
         done = compress_run(run, *prepare(run), progress)
     done.plan.save(out)

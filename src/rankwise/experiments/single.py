@@ -43,6 +43,7 @@ class Run:
     exclude: tuple[str, ...] = ()
     multiple_of: int = 1
     max_memory: int | None = None
+    fold_batchnorm: bool = False
 
 
 def prepare(run: Run) -> tuple[LoadedModel, DataSet]:
@@ -85,6 +86,7 @@ def compress_run(run: Run, loaded: LoadedModel, data: DataSet, progress: Progres
         exclude=run.exclude or None,
         multiple_of=run.multiple_of,
         max_memory=run.max_memory,
+        fold_batchnorm=run.fold_batchnorm,
         seed=run.seed,
         progress=progress,
         notes={"model": run.model, "data": run.data, "calibration": len(batches.split)},
