@@ -15,7 +15,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     On any failure, also Ctrl-C, the temporary file is removed and what was at ``path`` stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".part{path.suffix}")
     os.close(handle)
     temporary = Path(name)
     try:
