@@ -30,7 +30,8 @@ def slice_spectra(slices: Tensor, moments: Tensor | None = None) -> Tensor:
     """
     small = min(slices.shape[-2:])
     if moments is None and small <= _DIRECT:
-        return torch.linalg.svdvals(slices)
+        direct: Tensor = torch.linalg.svdvals(slices)
+        return direct
     if slices.shape[-2] <= slices.shape[-1]:
         gram = slices @ (slices.mT if moments is None else moments @ slices.mT)
     else:
@@ -38,7 +39,7 @@ def slice_spectra(slices: Tensor, moments: Tensor | None = None) -> Tensor:
         if moments is not None:
             root = symmetric_power(moments, 0.5, floor=0.0)
             gram = root @ gram @ root
-    values = torch.linalg.eigvalsh((gram + gram.mT) / 2).flip(-1)
+    values: Tensor = torch.linalg.eigvalsh((gram + gram.mT) / 2).flip(-1)
     return values.clamp_min(0.0).sqrt()
 
 
@@ -113,7 +114,7 @@ def nested_gains(moment: Tensor, cross: Tensor, block: int) -> Tensor:
     """
     lower, scale = scaled_cholesky(moment)
     solved = torch.linalg.solve_triangular(lower, cross * scale[..., None], upper=False)
-    steps = solved.square().sum(-1).unflatten(-1, (-1, block)).sum(-1)
+    steps: Tensor = solved.square().sum(-1).unflatten(-1, (-1, block)).sum(-1)
     return steps.cumsum(-1)
 
 
