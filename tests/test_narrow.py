@@ -8,15 +8,17 @@ import torch
 import torchvision
 from torch import nn
 
-from rankwise.allocation import get_allocator
+from rankwise.allocation import Iterative, get_allocator
 from rankwise.budget import Budget
 from rankwise.compress import compress
 from rankwise.errors import BudgetError, CalibrationError, RankwiseError
+from rankwise.iterate import Iteration
 from rankwise.methods import get_method
 from rankwise.network import model_cost
 from rankwise.network.channels import find_groups
 from rankwise.plan import Plan, plan_of, reshape_
 from rankwise.reapply import apply
+from rankwise.scene import Scene
 from tests.network.channel_nets import Grouped, OptionAResNet, Scaled, SmallVGG, UNet
 
 SELECTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -180,6 +182,19 @@ def test_published_iteration() -> None:
     rule = get_allocator("iterative", published=True, step=0.8)
     small = compress(model, data, Budget(macs=0.6), method=method, allocator=rule)
     assert model_cost(small, data[0]).macs <= 0.6 * model_cost(model, data[0]).macs
+
+
+def test_iteration_measures_only_what_changed() -> None:
+    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    cost = model_cost(model, data[0])
+    scene = Scene.of(copy.deepcopy(model), data[0], get_method("interpolative"), cost)
+    iteration = Iteration(Iterative(step=0.8, several=1), {"macs": int(0.6 * cost.macs)}, {})
+    kept, errors = iteration.run_(scene, data[0], data)
+    assert iteration.steps > 1
+    assert scene.collected < iteration.steps * len(scene.intakes)
+    assert all(errors[name][0] >= 0 for name in kept)
+    widths = [len(kept[name]) for name in ("features.0", "features.4", "features.8")]
+    assert widths == [scene.model.features[i].out_channels for i in (0, 4, 8)]
 
 
 def test_wishes_for_groups() -> None:

@@ -197,5 +197,6 @@ class Iteration:
         new = Scene.of(scene.model, example, scene.method, cost, seed=scene.seed)
         new.groups = [closed.get(group.name, group) for group in new.groups]
         new.moments = {n: m for n, m in scene.moments.items() if n not in stale}
+        new.readers = {n: r for n, r in scene.readers.items() if n not in stale}
         new.collected = scene.collected
         return new, stale & set(new.intakes)

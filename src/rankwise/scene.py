@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from rankwise.errors import CalibrationError
+from rankwise.linalg.elimination import Reader
 from rankwise.methods.selection import ChannelMethod, GroupView
 from rankwise.methods.selection.folding import refitted, sliced
-from rankwise.methods.selection.views import channel_units, intakes_of, view_of
+from rankwise.methods.selection.views import channel_units, intakes_of, reader_of, view_of
 from rankwise.network import Cost, Layer, find_layers
 from rankwise.network.channel_group import ChannelGroup
 from rankwise.network.channels import find_groups
@@ -36,6 +37,7 @@ class Scene:
     cost: Cost
     seed: int = 0
     moments: dict[str, ChannelMoments] = field(default_factory=dict)
+    readers: dict[str, Reader] = field(default_factory=dict)
     collected: int = 0
     """How often the input of a consumer was measured."""
 
@@ -80,10 +82,16 @@ class Scene:
             self.model, wanted, batches, sensitivity=self.method.needs_sensitivity
         )
         self.collected += len(wanted)
+        for name in wanted:
+            self.readers.pop(name, None)
 
     def view(self, group: ChannelGroup) -> GroupView:
         """What the method sees of a group."""
-        return view_of(self.model, group, self.layers, self.intakes, self.moments, self.seed)
+        for name in (port.name for port in group.consumers):
+            if name not in self.readers:
+                known = self.moments.get(name)
+                self.readers[name] = reader_of(self.intakes[name], known, self.method.ridge)
+        return view_of(self.model, group, self.layers, self.intakes, self.moments, self.readers, self.seed)
 
     def folds(self, views: Mapping[str, GroupView], kept: Kept) -> dict[str, Fold]:
         """New weights for every consumer of the groups in ``kept``; none where slicing is all there is."""

@@ -17,15 +17,18 @@ class Reader:
     ``moment`` (n, n) is E[z z^T] of its n input channels, ``weight`` (n, n) is the sum of W_p^T W_p over
     its kernel positions p, so that tr(weight @ E[r r^T]) is the squared error of its output where
     its input has the error r (errors at different kernel positions taken as uncorrelated).
-    ``units[u]`` are the channels of unit u.
+    ``units[u]`` are the channels of unit u. ``inverse`` is :func:`ridged_inverse` of the moment, where
+    it is known already.
     """
 
     moment: Tensor
     weight: Tensor
     units: Sequence[Sequence[int]]
+    inverse: Tensor | None = None
 
 
-def _inverse(moment: Tensor, ridge: float) -> Tensor:
+def ridged_inverse(moment: Tensor, ridge: float) -> Tensor:
+    """Inverse (n, n) of a second moment with ``ridge`` times its mean diagonal added, above rounding."""
     values, vectors = torch.linalg.eigh(moment.double())
     floor = max(ridge * float(moment.diagonal().mean()), NOISE * float(values[-1]))
     floor = max(floor, torch.finfo(torch.float64).tiny ** 0.5)
@@ -38,9 +41,14 @@ class _State:
     """The readers' weights after refitting, while channels disappear (Optimal Brain Surgeon updates)."""
 
     def __init__(self, reader: Reader, ridge: float) -> None:
-        self.units = [list(unit) for unit in reader.units]
-        self.inverse = _inverse(reader.moment, ridge)  # inverse second moment of the channels still there
-        self.weight = reader.weight.double().clone()  # W'^T W' of the refitted weights
+        inverse = ridged_inverse(reader.moment, ridge) if reader.inverse is None else reader.inverse
+        channels = sorted({channel for unit in reader.units for channel in unit})
+        place = {channel: i for i, channel in enumerate(channels)}
+        self.units = [[place[channel] for channel in unit] for unit in reader.units]
+        # Inverse second moment of the channels still there, and W'^T W' of the refitted weights; no step
+        # reads more of them than what belongs to the group.
+        self.inverse = inverse[channels][:, channels].clone()
+        self.weight = reader.weight.double()[channels][:, channels].clone()
         self.single = torch.tensor([unit[0] if len(unit) == 1 else -1 for unit in self.units])
 
     def losses(self) -> Tensor:

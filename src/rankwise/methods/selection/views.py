@@ -1,11 +1,12 @@
 """From a model and what its layers read to what a selection method sees of each channel group."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from rankwise.linalg.elimination import Reader
+from rankwise.linalg.elimination import Reader, ridged_inverse
 from rankwise.methods.selection.base import GroupView
 from rankwise.network.channel_group import ChannelGroup, Port, Units
 from rankwise.network.layer import Layer
@@ -44,25 +45,31 @@ def channel_units(port: Port, slots: int) -> Units:
     return tuple(tuple(i // slots for i in indices[::slots]) for indices in port.units)
 
 
+def reader_of(intake: Intake, known: ChannelMoments | None, ridge: float) -> Reader:
+    """A consumer in second moments; without ``known`` its channels count as independent and equal."""
+    weight = intake.weight()  # (out, n, places)
+    loss = torch.einsum("onp,omp->nm", weight, weight)
+    moment = torch.eye(len(loss), dtype=torch.float64) if known is None else known.moment
+    spread = moment if known is None else moment - torch.outer(known.mean, known.mean)
+    loss /= (loss * spread).sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return Reader(moment, loss, (), None if known is None else ridged_inverse(moment, ridge))
+
+
 def view_of(
     model: nn.Module,
     group: ChannelGroup,
     layers: Mapping[str, Layer],
     intakes: Mapping[str, Intake],
     moments: Mapping[str, ChannelMoments],
+    consumers: Mapping[str, Reader],
     seed: int = 0,
 ) -> GroupView:
-    """What a method sees of ``group``; without ``moments`` all channels count as independent and equal."""
+    """What a method sees of ``group``; ``consumers`` are its :func:`reader_of`, by name."""
     readers, sensitivities = [], []
     for port in group.consumers:
-        intake, known = intakes[port.name], moments.get(port.name)
-        weight = intake.weight()  # (out, n, places)
-        loss = torch.einsum("onp,omp->nm", weight, weight)
-        moment = torch.eye(len(loss), dtype=torch.float64) if known is None else known.moment
-        spread = moment if known is None else moment - torch.outer(known.mean, known.mean)
-        loss /= (loss * spread).sum().clamp_min(torch.finfo(torch.float64).tiny)
-        units = channel_units(port, intake.slots)
-        readers.append(Reader(moment, loss, units))
+        known = moments.get(port.name)
+        units = channel_units(port, intakes[port.name].slots)
+        readers.append(replace(consumers[port.name], units=units))
         if known is not None and known.sensitivity is not None:
             sensitivities.append((known.sensitivity, units))
     producers = [(layers[p.name].kernel().flatten(1), p.units) for p in group.producers]

@@ -1,0 +1,77 @@
+"""Folding: the consumer of the kept channels is the consumer of their prediction of all channels."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rankwise.methods.selection.folding import fold, has_exact_intercept, refitted
+from rankwise.network import find_layers
+from rankwise.network.select import narrow_
+from rankwise.statistics.channels import ChannelMoments, Intake
+
+CONSUMERS: list[tuple[Any, tuple[int, ...], int, int]] = [
+    # module, input shape, dimension of the channels, slots
+    (lambda: nn.Linear(6, 4), (5, 6), 1, 1),
+    (lambda: nn.Linear(6, 4, bias=False), (5, 3, 6), 2, 1),
+    (lambda: nn.Linear(24, 4), (5, 24), 1, 4),
+    (lambda: Conv1D(4, 6), (5, 6), 1, 1),
+    (lambda: nn.Conv1d(6, 4, 3, padding=1), (5, 6, 8), 1, 1),
+    (lambda: nn.Conv2d(6, 4, (3, 1), stride=2, padding=(1, 0), dilation=(2, 1)), (5, 6, 8, 7), 1, 1),
+    (lambda: nn.Conv3d(6, 4, 2), (2, 6, 4, 4, 4), 1, 1),
+    (lambda: nn.ConvTranspose2d(6, 4, 3, stride=2, output_padding=1), (5, 6, 4, 4), 1, 1),
+]
+
+
+def _mixed(x: torch.Tensor, table: torch.Tensor, dim: int, slots: int) -> torch.Tensor:
+    """``table.T`` applied to the channels of ``x``."""
+    x = x.movedim(dim, -1)
+    x = x.unflatten(-1, (-1, slots)).transpose(-1, -2) @ table.to(x.dtype)
+    return x.transpose(-1, -2).flatten(-2).movedim(-1, dim)
+
+
+@pytest.mark.parametrize(("build", "shape", "dim", "slots"), CONSUMERS)
+def test_folded_net_is_the_net_on_the_prediction(
+    build: Any, shape: tuple[int, ...], dim: int, slots: int
+) -> None:
+    module, x = build().double(), torch.randn(shape).double()
+    (layer,) = find_layers(nn.Sequential(module), x)
+    kept, table = [0, 2, 5], torch.randn(3, 6).double()
+    inputs = [c * slots + s for c in kept for s in range(slots)]
+    seen = x.index_select(dim, torch.tensor(inputs))
+    expected = module(_mixed(seen, table, dim, slots))
+    new = fold(Intake(layer, slots), table)
+    narrow_(module, inputs, fold=new)
+    torch.testing.assert_close(module(seen), expected)
+
+
+@pytest.mark.parametrize("intercept", [False, True])
+def test_refit_is_least_squares(intercept: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Linear(6, 4).double()
+    z = torch.randn(50, 6, generator=generator).double() @ torch.randn(6, 6, generator=generator).double() + 1
+    (layer,) = find_layers(nn.Sequential(module), z)
+    moments = ChannelMoments()
+    moments.add(z)
+    new = refitted(Intake(layer), moments, [1, 3, 4], 0.0, intercept)
+    seen = z[:, [1, 3, 4]]
+    rows = torch.cat([seen, torch.ones(50, 1).double()], 1) if intercept else seen
+    target = module(z).detach() - (0 if intercept else module.bias.detach())
+    best = rows @ torch.linalg.lstsq(rows, target).solution
+    got = seen @ new.weight.mT + (new.bias if new.bias is not None else 0)
+    torch.testing.assert_close(got, best)
+
+
+def test_where_an_intercept_is_exact() -> None:
+    cases = [
+        (nn.Conv2d(3, 4, 3), True),
+        (nn.Conv2d(3, 4, 3, padding=1), False),
+        (nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), True),
+        (nn.Conv2d(3, 4, 3, bias=False), False),
+        (nn.ConvTranspose2d(3, 4, 3), False),
+    ]
+    for module, exact in cases:
+        (layer,) = find_layers(nn.Sequential(module), torch.randn(1, 3, 6, 6))
+        assert has_exact_intercept(Intake(layer)) is exact, module
