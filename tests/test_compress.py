@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import rankwise
 from rankwise import Budget, compress, compression, plan_of
 from rankwise.compress import Settings
-from rankwise.errors import BudgetError, CalibrationError, UnknownNameError
+from rankwise.errors import BudgetError, CalibrationError, RankwiseError, UnknownNameError
 
 
 def small_cnn() -> nn.Sequential:
@@ -154,6 +154,31 @@ def test_an_impossible_budget_names_the_smallest_reachable() -> None:
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="Did you mean 'whitened'"):
         compress(small_cnn(), batches(), Budget(macs=0.5), method="whitend")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((small_cnn(), batches(), "macs=0.5"), "A budget of type str was given"),
+        ((small_cnn(), batches(), None), "No budget was given"),
+        ((torch.relu, batches(), Budget(macs=0.5)), "allowed is an nn.Module"),
+        ((small_cnn().to("meta"), batches(), Budget(macs=0.5)), "'0.weight' and 10 other parameters"),
+        ((small_cnn(), batches()[0], Budget(macs=0.5)), r"for one batch a list: \[batch\]"),
+        ((small_cnn(), {"x": batches()[0]}, Budget(macs=0.5)), "A dict was given as calibration data"),
+        ((small_cnn(), [batches()[0][:0]], Budget(macs=0.5)), "without an example"),
+    ],
+)
+def test_what_is_not_a_model_a_loader_or_a_budget_is_named(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(RankwiseError, match=message):
+        compress(*arguments)
+
+
+def test_a_model_compressed_in_inference_mode_can_be_trained() -> None:
+    model = small_cnn()
+    with torch.inference_mode():
+        small = compress(model, batches(), Budget(macs=0.6), recovery="batchnorm")
+    small.train()(batches()[0]).sum().backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())
 
 
 def test_an_unknown_option_names_the_nearest() -> None:

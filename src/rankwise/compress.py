@@ -72,6 +72,8 @@ class Settings:
             if name not in known:
                 raise UnknownNameError("option", name, known)
         given = cls(**options)
+        if isinstance(given.recovery, str):
+            given = replace(given, recovery=(given.recovery,))
         for name in given.recovery:
             get_recovery(name)
         if isinstance(given.allocator, str):
@@ -193,14 +195,16 @@ def compression(
         UnknownNameError: an unknown option; otherwise as :func:`compress`.
     """
     settings = Settings.of(options)
+    _check_model(model)
+    if not isinstance(budget, Budget):
+        given = "No budget" if budget is None else f"A budget of type {type(budget).__name__}"
+        raise BudgetError(f"{given} was given; pass for instance budget=Budget(macs=0.5).")
     example = first_batch(calibration) if example is None else example
-    if budget is None:
-        raise BudgetError("No budget was given; pass for instance budget=Budget(macs=0.5).")
     if settings.recipe is not None:
         return _recipe(model, calibration, budget, example, settings, settings.recipe)
     watch = Stopwatch()
     original = cost = model_cost(model, example)
-    with preserved(model), torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), preserved(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         work, reference = duplicate(model), model
         folded = _fold_(work, example, original) if settings.fold_batchnorm else []
@@ -213,6 +217,17 @@ def compression(
     step = Plan(edits, original.as_dict(), final.as_dict(), (settings.as_dict(budget),))
     attach_plan_(work, plan_of(model) + step)
     return Compression(work, step, original, final, watch.seconds)
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise RankwiseError(f"A model of type {type(model).__name__} was given; allowed is an nn.Module.")
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing:
+        raise RankwiseError(
+            f"The model's {missing[0]!r} and {len(missing) - 1} other parameters are on the meta device, "
+            "without values; allowed is a model with its weights."
+        )
 
 
 def _fold_(model: nn.Module, example: Any, cost: Cost) -> list[Edit]:

@@ -98,7 +98,13 @@ def test_main_output(output: Any) -> None:
     assert output_tensor(output) is X
 
 
-@pytest.mark.parametrize("output", [None, 3, [], {"a": 1}])
+def test_logits_come_first_and_nested_outputs_are_searched() -> None:
+    assert output_tensor({"aux": Y, "logits": X}) is X
+    assert output_tensor(({"aux": None, "logits": X}, [Y])) is X
+    assert output_tensor([None, [X, Y]]) is X
+
+
+@pytest.mark.parametrize("output", [None, 3, [], {"a": 1}, [[None], {}]])
 def test_no_tensor_in_the_output(output: Any) -> None:
     with pytest.raises(CalibrationError, match="holds no tensor"):
         output_tensor(output)

@@ -63,18 +63,27 @@ def forward(model: nn.Module, batch: Any) -> Any:
 
 
 def output_tensor(output: Any) -> torch.Tensor:
-    """The main tensor of a model's output: itself, ``.logits``, or the first tensor it holds."""
+    """The main tensor of a model's output: itself, its ``logits``, or the first tensor it holds.
+
+    Raises:
+        CalibrationError: the output holds no tensor.
+    """
+    found = _main_tensor(output)
+    if found is None:
+        raise CalibrationError(f"The model returned {type(output).__name__}, which holds no tensor.")
+    return found
+
+
+def _main_tensor(output: Any) -> torch.Tensor | None:
     if isinstance(output, torch.Tensor):
         return output
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, torch.Tensor):
-        return logits
+    held = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(held, torch.Tensor):
+        return held
     values = output.values() if isinstance(output, Mapping) else output
-    if isinstance(values, (list, tuple)) or isinstance(output, Mapping):
-        for value in values:
-            if isinstance(value, torch.Tensor):
-                return value
-    raise CalibrationError(f"The model returned {type(output).__name__}, which holds no tensor.")
+    if not isinstance(output, (list, tuple, Mapping)):
+        return None
+    return next((found for found in map(_main_tensor, values) if found is not None), None)
 
 
 def tensors_of(batch: Any) -> list[torch.Tensor]:
@@ -114,6 +123,11 @@ def first_batch(calibration: Iterable[Any] | None) -> Any:
     if calibration is None:
         raise CalibrationError(
             "Neither calibration batches nor an example were given; one batch is needed to count cost."
+        )
+    if isinstance(calibration, (torch.Tensor, Mapping)):
+        raise CalibrationError(
+            f"A {type(calibration).__name__} was given as calibration data; allowed is an iterable of "
+            "batches, for one batch a list: [batch]."
         )
     if iter(calibration) is calibration:
         raise CalibrationError(

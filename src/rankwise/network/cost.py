@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from rankwise.errors import CalibrationError
 from rankwise.network.batches import batch_size, forward
 from rankwise.network.state import preserved, unfused
 
@@ -57,12 +58,18 @@ def count_macs(model: nn.Module, example: Any) -> int:
 
     ``example`` is a batch in any form that :func:`rankwise.network.batches.forward` takes; the
     count is divided by its batch size.
+
+    Raises:
+        CalibrationError: the batch holds no example.
     """
+    size = batch_size(example)
+    if size == 0:
+        raise CalibrationError("An example batch without an example was given; at least one is needed.")
     counter = FlopCounterMode(display=False)
     with preserved(model), unfused(), torch.no_grad(), counter:
         model.eval()
         forward(model, example)
-    return int(counter.get_total_flops()) // (2 * batch_size(example))
+    return int(counter.get_total_flops()) // (2 * size)
 
 
 def model_cost(model: nn.Module, example: Any) -> Cost:
