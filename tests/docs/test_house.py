@@ -10,6 +10,7 @@ import pytest
 from rankwise.allocation import allocators
 from rankwise.cli.main import app
 from rankwise.methods import methods
+from rankwise.methods.selection import ChannelMethod
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -75,3 +76,13 @@ def test_methods_and_allocators_in_shown_commands_exist() -> None:
         named = {name for group in re.findall(r"--method (\S+)", text) for name in re.split(r"[+,]", group)}
         assert named <= set(methods()), page
         assert set(re.findall(r"--allocator (\w+)", text)) <= set(allocators()), page
+
+
+def test_readme_lists_every_method_as_the_registry_describes_it() -> None:
+    rows = re.findall(r"^\| \[`(\w+)`\]\(docs/methods/(\w+)\.md\) \| (\w+) \| (.+) \|$", README, re.MULTILINE)
+    found = {(name, page, kind, summary) for name, page, kind, summary in rows}
+    kinds = {True: "selection", False: "factorisation"}
+    assert found == {
+        (name, name, kinds[issubclass(method, ChannelMethod)], method.summary)
+        for name, method in methods().items()
+    }
