@@ -42,7 +42,7 @@ SAME_METHOD = {
     "BALF plain-SVD auto": "svd / knapsack",
     "BALF plain-SVD energy": "svd / energy",
     "pca-compress PCA": "pca / uniform",
-    "torchprune PCA": "pca / energy",
+    "torchprune PCA": "pca / energy_product",
     "torchprune ALDS": "alds metric=identity folding=channel / minimax",
     "torchprune ALDS+ (30 seeds, 4 foldings)": "alds metric=identity / minimax",
     "torchprune SVD": "svd / uniform",
@@ -50,9 +50,9 @@ SAME_METHOD = {
     "torchprune L-Rank (C-step)": "svd / lrank",
     "CP uniform compression": "cp / uniform",
     "Tucker-2 uniform rank fraction": "tucker2 / uniform",
-    "ID one-shot uniform (port)": "interpolative selector=cholesky refit=once / uniform",
+    "ID one-shot uniform (port)": "interpolative selector=cholesky refit=once / uniform / layer?.*.conv1",
     "ID iditer step 0.9 (port)": "interpolative selector=cholesky refit=once / iterative",
-    "Torch-Pruning GroupMagnitude L2 uniform": "l2 / uniform",
+    "Torch-Pruning GroupMagnitude L2 uniform": "l2 / uniform / layer?.*.conv1",
 }
 
 

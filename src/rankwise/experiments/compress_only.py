@@ -210,11 +210,17 @@ class CompressOnly:
         budget = Budget(**{self.sweep.measure: fraction})
         if not isinstance(method, Method):
             done = compression(
-                self.model, self.calibration, budget, method=method, allocator=allocator, seed=self.sweep.seed
+                self.model,
+                self.calibration,
+                budget,
+                method=method,
+                allocator=allocator,
+                include=variant.include or None,
+                seed=self.sweep.seed,
             )
             kept = {e.target: e.selection for e in done.plan.changes()}
             return _Made(done.model, done.seconds, list(kept), {})
-        base, survey = self._survey(method)
+        base, survey = self._survey(method, variant.include)
         watch = Stopwatch()
         stage = copy.copy(base)
         stage.allocator, stage.limits, stage.watch = allocator, budget.limits(self.cost), watch
@@ -232,11 +238,17 @@ class CompressOnly:
         made = self.peers[variant.method](work, self.example, self.calibration, self.sweep.measure, fraction)
         return _Made(made, {"build": time.perf_counter() - start}, [], {})
 
-    def _survey(self, method: Method) -> tuple[Factorisation, Survey]:
+    def _survey(self, method: Method, include: tuple[str, ...]) -> tuple[Factorisation, Survey]:
         """All options of ``method``, once for all allocators and fractions."""
-        key = repr(method)
+        key = repr((method, include))
         if key not in self._surveys:
-            stage = Factorisation([method], get_allocator("uniform"), {}, seed=self.sweep.seed)
+            stage = Factorisation(
+                methods=[method],
+                allocator=get_allocator("uniform"),
+                limits={},
+                include=include or None,
+                seed=self.sweep.seed,
+            )
             statistics, seconds = self._statistics_for(method)
             survey = stage.survey(self.model, self.example, self.calibration, statistics)
             stage.watch.seconds["calibrate"] = seconds

@@ -13,13 +13,17 @@ Role = Literal["default", "paper", "variant"]
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the benchmark. ``role``: our default, the allocator of the paper, or a named variant."""
+    """One row of the benchmark. ``role``: our default, the allocator of the paper, or a named variant.
+
+    ``include`` are the layers that may change; empty means all.
+    """
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     allocator: str = "knapsack"
     allocator_options: Mapping[str, Any] = field(default_factory=dict)
     role: Role = "default"
+    include: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """What identifies the configuration, JSON-able, options that were not given included."""
@@ -28,12 +32,14 @@ class Variant:
             "options": _configured(get_method, self.method, self.options),
             "allocator": self.allocator,
             "allocator_options": _configured(get_allocator, self.allocator, self.allocator_options),
+            **({"include": list(self.include)} if self.include else {}),
         }
 
     @property
     def label(self) -> str:
-        """For tables: ``method option=value / allocator``."""
-        return f"{_named(self.method, self.options)} / {_named(self.allocator, self.allocator_options)}"
+        """For tables: ``method option=value / allocator``, and the layers where not all are meant."""
+        parts = [_named(self.method, self.options), _named(self.allocator, self.allocator_options)]
+        return " / ".join([*parts, *self.include])
 
 
 def _configured(get: Callable[..., Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,6 +61,9 @@ def _paper(method: str, allocator: str, **options: Any) -> Variant:
 def _variant(method: str, allocator: str = "knapsack", **options: Any) -> Variant:
     return Variant(method, options, allocator, role="variant")
 
+
+INNER = ("layer?.*.conv1",)
+"""The channels inside the blocks of a CIFAR ResNet, where some published codes stop."""
 
 NAMED: tuple[Variant, ...] = (
     _paper("svd", "uniform"),
@@ -96,6 +105,10 @@ NAMED: tuple[Variant, ...] = (
     _variant("cp", metric="two_sided"),
     _paper("interpolative", "iterative", selector="cholesky", refit="once"),
     _paper("interpolative", "uniform", selector="cholesky", refit="once"),
+    Variant(
+        "interpolative", {"selector": "cholesky", "refit": "once"}, "uniform", role="paper", include=INNER
+    ),
+    Variant("l2", {}, "uniform", role="paper", include=INNER),
     _variant("interpolative", "iterative"),
     _variant("interpolative", selector="cholesky"),
     *(
