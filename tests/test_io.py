@@ -11,6 +11,7 @@ from torch import nn
 
 from rankwise import Budget, Plan, compress, load, plan_of, read_plan, save
 from rankwise.errors import FileFormatError, PlanError, UnknownNameError, WeightsError
+from rankwise.plan import reshape_
 from tests.test_compress import batches, small_cnn
 
 
@@ -127,6 +128,30 @@ def test_plans_of_unlisted_modules_are_refused(compressed: nn.Module, tmp_path: 
     save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata)
     with pytest.raises(PlanError, match="'Bilinear'; allowed"):
         load(tmp_path / "odd.safetensors", small_cnn())
+
+
+@pytest.mark.parametrize("aliases", ["{", "[]", "3", '{"a": "b"}', '{"a": [3]}'])
+def test_a_malformed_list_of_shared_tensors_is_named(aliases: str, file: Path) -> None:
+    with safe_open(file, "pt") as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        metadata = stored.metadata() | {"rankwise.aliases": aliases}
+    save_file(tensors, file, metadata)
+    with pytest.raises(FileFormatError, match="shared tensors"):
+        load(file, small_cnn())
+
+
+@pytest.mark.parametrize("entry", ["target", "config", "choice", "module", "before"])
+@pytest.mark.parametrize("value", [3, ["a", 1], "text", True])
+def test_entries_of_a_wrong_type_are_refused(entry: str, value: object, compressed: nn.Module) -> None:
+    content = json.loads(plan_of(compressed).to_json())
+    edit = next(e for e in content["edits"] if "module" in e)
+    edit[entry] = value
+    with pytest.raises(PlanError):
+        load_plan(content)
+
+
+def load_plan(content: object) -> None:
+    reshape_(small_cnn(), Plan.from_json(json.dumps(content)))
 
 
 def test_a_failed_write_leaves_the_old_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """One file: a compressed model's tensors with its plan in the header; no pickle."""
 
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,18 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def _aliases(metadata: dict[str, str], state: Container[str], source: str) -> dict[str, str]:
+    """Other names of shared tensors, and the names under which they are stored."""
+    try:
+        aliases = json.loads(metadata.get(_ALIASES, "{}"))
+    except ValueError:
+        aliases = None
+    known = isinstance(aliases, dict) and all(isinstance(n, str) and n in state for n in aliases.values())
+    if not known:
+        raise FileFormatError(f"{source!r} has a malformed list of shared tensors in its header.")
+    return dict(aliases)
+
+
 def read_plan(path: str | Path) -> Plan:
     """The plan in the header of a file that :func:`save` wrote, without the tensors.
 
@@ -94,7 +107,7 @@ def load(path: str | Path, skeleton: nn.Module) -> nn.Module:
         else tensor
         for name, tensor in tensors.items()
     }
-    state |= {alias: state[name] for alias, name in json.loads(metadata.get(_ALIASES, "{}")).items()}
+    state |= {alias: state[name] for alias, name in _aliases(metadata, state, str(path)).items()}
     _check_fit(model, state, str(path))
     model.load_state_dict(state, strict=True, assign=True)
     attach_plan_(model, plan)

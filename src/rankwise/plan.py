@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -20,6 +20,7 @@ VERSION = 1
 _ATTRIBUTE = "rankwise_plan"
 
 Operation = Literal["keep", "replace", "select", "fold_batchnorm"]
+_OPERATIONS = get_args(Operation)
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,11 @@ class Plan:
 
 
 def _checked(edit: Edit) -> Edit:
-    if edit.op not in ("keep", "replace", "select", "fold_batchnorm"):
-        raise UnknownNameError("plan operation", edit.op, ("keep", "replace", "select", "fold_batchnorm"))
+    if edit.op not in _OPERATIONS:
+        raise UnknownNameError("plan operation", edit.op, _OPERATIONS)
+    tables = (edit.config, edit.choice, edit.before, edit.after, edit.module or {}, edit.selection or {})
+    if not isinstance(edit.target, str) or not all(isinstance(table, dict) for table in tables):
+        raise PlanError(f"The plan's edit of {edit.target!r} has an entry of the wrong type.")
     if edit.method is not None and edit.method not in methods():
         raise UnknownNameError("method", edit.method, methods())
     return edit

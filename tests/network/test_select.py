@@ -51,7 +51,9 @@ def test_a_selection_that_does_not_fit_is_a_plan_error() -> None:
     for selection in (Selection({"7": {"in": [0]}}), Selection({"0": {"out": [99]}})):
         with pytest.raises(PlanError, match="does not fit"):
             apply_selection_(_net(), selection)
-    for data in ({}, {"modules": {"0": {"in": [3]}}, "parameters": {}}, {"modules": [], "parameters": {}}):
+    below = {"modules": {"0": {"in": [[-1, 2]]}}, "parameters": {}}
+    odd = ({}, below, {"modules": {"0": {"in": [3]}}, "parameters": {}}, {"modules": [], "parameters": {}})
+    for data in odd:
         with pytest.raises(PlanError, match="cannot be read"):
             selection_from_json(data)
 

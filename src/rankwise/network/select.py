@@ -1,6 +1,6 @@
 """Surgery that makes layers narrower: keep some channels of producers, passengers and consumers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +48,9 @@ def _ranges(indices: Indices) -> list[list[int]]:
     return runs
 
 
-def _indices(ranges: Iterable[Iterable[int]]) -> Indices:
+def _indices(ranges: Sequence[Sequence[int]]) -> Indices:
+    if any(start < 0 for start, _ in ranges):
+        raise ValueError("a channel below 0")
     return [i for start, stop in ranges for i in range(start, stop)]
 
 
