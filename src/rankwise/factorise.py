@@ -1,23 +1,22 @@
 """The stage that replaces single layers: find, calibrate, list candidates, allocate, build."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from rankwise.allocation import Allocator, Table, apply_overrides, restrict, with_dense
+from rankwise.allocation import Table, apply_overrides, restrict, with_dense
 from rankwise.errors import BudgetError, CalibrationError, RankwiseError
 from rankwise.methods import Candidates, Choice, Method, Statistic
 from rankwise.network import Cost, Layer, find_layers
 from rankwise.network.batchnorm import following_scales
-from rankwise.network.names import Patterns
 from rankwise.network.rectifier import following_rectifier
 from rankwise.network.spec import describe
 from rankwise.network.surgery import replace_
 from rankwise.plan import Edit
-from rankwise.progress import Progress, Stopwatch, silent
+from rankwise.stage import Stage
 from rankwise.statistics import LayerStatistics, collect
 
 Batches = Iterable[Any]
@@ -98,25 +97,15 @@ class Survey:
     kept: Mapping[str, str]
 
 
-@dataclass(eq=False)
-class Factorisation:
+@dataclass(eq=False, kw_only=True)
+class Factorisation(Stage):
     """Settings of the stage; :meth:`run_` changes a model in place and returns the edits.
 
     Its two halves are public: the survey of a model holds for every allocator and every limit.
     """
 
     methods: Sequence[Method]
-    allocator: Allocator
-    limits: Mapping[str, int]
-    include: Patterns | None = None
-    exclude: Patterns | None = None
-    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    multiple_of: int = 1
-    min_rank: int = 1
-    seed: int = 0
     max_memory: int | None = None
-    progress: Progress = silent
-    watch: Stopwatch = field(default_factory=Stopwatch)
 
     def run_(
         self, work: nn.Module, original: nn.Module, example: Any, batches: Batches | None, cost: Cost

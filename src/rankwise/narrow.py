@@ -1,12 +1,12 @@
 """The stage that keeps some channels of each group: find, calibrate, rank, allocate widths, cut, refit."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from rankwise.allocation import Allocator, apply_overrides
+from rankwise.allocation import apply_overrides
 from rankwise.allocation.iterative import Iterative
 from rankwise.allocation.widths import WidthCurve, allocate_widths, width_tables
 from rankwise.errors import BudgetError, CalibrationError
@@ -14,11 +14,10 @@ from rankwise.iterate import Iteration
 from rankwise.methods.selection import ChannelMethod
 from rankwise.methods.selection.interpolative import Interpolative
 from rankwise.network import Cost
-from rankwise.network.names import Patterns
 from rankwise.network.select import apply_selection_, one_by_one, selection_of
 from rankwise.plan import Edit
-from rankwise.progress import Progress, Stopwatch, silent
 from rankwise.scene import Batches, Scene, refit_
+from rankwise.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -29,21 +28,11 @@ class Outcome:
     error: dict[str, tuple[float, float]]
 
 
-@dataclass(eq=False)
-class Narrowing:
+@dataclass(eq=False, kw_only=True)
+class Narrowing(Stage):
     """Settings of the stage; :meth:`run_` changes a model in place and returns the edits."""
 
     method: ChannelMethod
-    allocator: Allocator
-    limits: Mapping[str, int]
-    include: Patterns | None = None
-    exclude: Patterns | None = None
-    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    multiple_of: int = 1
-    min_rank: int = 1
-    seed: int = 0
-    progress: Progress = silent
-    watch: Stopwatch = field(default_factory=Stopwatch)
 
     def run_(
         self, work: nn.Module, original: nn.Module, example: Any, batches: Batches | None, cost: Cost
@@ -88,7 +77,7 @@ class Narrowing:
         self, scene: Scene, original: nn.Module, example: Any, batches: Batches | None, outcome: Outcome
     ) -> list[Edit]:
         changed = {g.name: outcome.kept[g.name] for g in scene.free if len(outcome.kept[g.name]) < g.size}
-        if changed and self.method.reconstruct and self.method.refit == "anchored":
+        if changed and self.method.reconstruct and self.method.refit != "once":
             self._refit(original, example, batches, scene, changed)
         return self._edits(scene, changed, outcome)
 

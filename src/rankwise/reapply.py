@@ -92,7 +92,7 @@ def _replace_(
             raise PlanError(f"The plan changes layer {name!r}, which must be left alone: {layer.reason}.")
         picked.append((layer, get_method(edit.method or "", **edit.config), edit.choice))
     methods = [method for _, method, _ in picked]
-    stage = Factorisation(methods, get_allocator("uniform"), {}, seed=seed)
+    stage = Factorisation(methods=methods, allocator=get_allocator("uniform"), limits={}, seed=seed)
     able = {layer.name: [method] for layer, method, _ in picked}
     statistics = stage.collect(work, [layer for layer, _, _ in picked], calibration, able)
     built = stage.build_(work, reference, calibration, picked, statistics)
@@ -130,7 +130,9 @@ def _select_(
     for (name, config), same in groupby(edits, key=lambda edit: (edit.method, edit.config)):
         asked = {edit.target: edit for edit in same}
         kept = {target: edit.choice["kept"] for target, edit in asked.items()}
-        stage = Narrowing(get_method(name or "", **config), get_allocator("uniform"), {}, seed=seed)
+        stage = Narrowing(
+            method=get_method(name or "", **config), allocator=get_allocator("uniform"), limits={}, seed=seed
+        )
         found = stage.redo_(work, reference, example, calibration, model_cost(work, example), kept)
         for edit in found:
             if edit.target in asked:

@@ -1,0 +1,25 @@
+"""What the two stages of a compression have in common: how the budget is shared, and what may change."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rankwise.allocation import Allocator
+from rankwise.network.names import Patterns
+from rankwise.progress import Progress, Stopwatch, silent
+
+
+@dataclass(eq=False, kw_only=True)
+class Stage:
+    """Settings of a stage. ``limits`` are absolute and those of the whole model."""
+
+    allocator: Allocator
+    limits: Mapping[str, int]
+    include: Patterns | None = None
+    exclude: Patterns | None = None
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    multiple_of: int = 1
+    min_rank: int = 1
+    seed: int = 0
+    progress: Progress = silent
+    watch: Stopwatch = field(default_factory=Stopwatch)
