@@ -3,7 +3,7 @@
     RANKWISE_DATA=... python benchmarks/selection.py --model cifar10_resnet8 --macs 0.7 \\
         --calibration 256 --test 2000 --out FOLDER
 
-Every selection is run sliced, reconstructed once and reconstructed anchored (``refit``), with the same
+Every selection is run sliced, reconstructed once, anchored and on patches (``refit``), with the same
 allocator; torch-pruning (magnitude, BatchNorm scale, Taylor with labels) searches its own pruning ratio
 until the same MACs are met. Each result is evaluated as it is and after the same BatchNorm recalibration.
 One row: top-1 and agreement with the original, in per cent. Writes rows.jsonl.
@@ -38,6 +38,7 @@ MODES: dict[str, dict[str, Any]] = {
     "sliced": {"reconstruct": False},
     "once": {"reconstruct": True, "refit": "once"},
     "anchored": {"reconstruct": True, "refit": "anchored"},
+    "patches": {"reconstruct": True, "refit": "patches"},
 }
 PEERS = ("magnitude", "bn_scale", "taylor")
 
@@ -119,7 +120,7 @@ def candidates(
     for allocator in ("knapsack", "minimax", "iterative"):
         yield (
             "interpolative",
-            f"anchored / {allocator}",
+            f"patches / {allocator}",
             lambda a=allocator: compress(model, inputs, budget, method="interpolative", allocator=a),
         )
     for kind in PEERS:
