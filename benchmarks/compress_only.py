@@ -41,7 +41,7 @@ SAME_METHOD = {
     "BALF act-aware energy": "whitened / energy",
     "BALF plain-SVD auto": "svd / knapsack",
     "BALF plain-SVD energy": "svd / energy",
-    "pca-compress PCA": "pca / uniform",
+    "pca-compress PCA": "pca / uniform / conv1,layer1.*,layer?.[12].*,layer?.0.conv2",
     "torchprune PCA": "pca / energy_product",
     "torchprune ALDS": "alds metric=identity folding=channel / minimax",
     "torchprune ALDS+ (30 seeds, 4 foldings)": "alds metric=identity / minimax",

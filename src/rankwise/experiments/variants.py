@@ -39,7 +39,7 @@ class Variant:
     def label(self) -> str:
         """For tables: ``method option=value / allocator``, and the layers where not all are meant."""
         parts = [_named(self.method, self.options), _named(self.allocator, self.allocator_options)]
-        return " / ".join([*parts, *self.include])
+        return " / ".join([*parts, ",".join(self.include)] if self.include else parts)
 
 
 def _configured(get: Callable[..., Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,6 +65,9 @@ def _variant(method: str, allocator: str = "knapsack", **options: Any) -> Varian
 INNER = ("layer?.*.conv1",)
 """The channels inside the blocks of a CIFAR ResNet, where some published codes stop."""
 
+STRIDE_1 = ("conv1", "layer1.*", "layer?.[12].*", "layer?.0.conv2")
+"""The convolutions of ResNet-20 without stride: those that pca-compress treats."""
+
 NAMED: tuple[Variant, ...] = (
     _paper("svd", "uniform"),
     _paper("svd", "energy"),
@@ -84,6 +87,7 @@ NAMED: tuple[Variant, ...] = (
     _variant("alds", metric="two_sided"),
     _paper("whitened", "energy"),
     _paper("pca", "uniform"),
+    Variant("pca", {}, "uniform", role="paper", include=STRIDE_1),
     _paper("pca", "energy"),
     _paper("pca", "energy_product"),
     _variant("pca", centred=False),
