@@ -127,7 +127,7 @@ def test_a_full_budget_changes_nothing() -> None:
     assert not plan_of(same).changes()
 
 
-@pytest.mark.parametrize("refit", ["once", "anchored"])
+@pytest.mark.parametrize("refit", ["once", "anchored", "patches"])
 def test_duplicate_and_dependent_channels_go_without_loss(refit: str) -> None:
     model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
     conv, norm = model.features[4], model.features[5]
@@ -149,12 +149,13 @@ def test_duplicate_and_dependent_channels_go_without_loss(refit: str) -> None:
 def test_reconstruction_helps_and_anchoring_helps_more() -> None:
     model, data = _trained(OptionAResNet, 3, 16, 16), _batches(3, 16, 16, count=6)
     loss = {}
-    for key, config in {"sliced": {"reconstruct": False}, "once": {"refit": "once"}, "anchored": {}}.items():
+    for key in ("sliced", "once", "anchored", "patches"):
+        config = {"reconstruct": False} if key == "sliced" else {"refit": key}
         method = get_method("interpolative", **config)
         small = compress(model, data, Budget(macs=0.6), method=method, allocator="uniform")
         with torch.no_grad():
             loss[key] = float(sum(((small(x) - model(x)) ** 2).sum() for x in data))
-    assert loss["anchored"] < loss["once"] < loss["sliced"]
+    assert loss["patches"] < loss["anchored"] < loss["once"] < loss["sliced"]
 
 
 def test_a_plan_is_applied_again() -> None:
@@ -226,3 +227,5 @@ def test_errors_say_what_is_wrong() -> None:
         compress(model, data, Budget(macs=0.5), method=["l2", "pca"])
     with pytest.raises(RankwiseError, match="selector"):
         get_method("interpolative", selector="best")
+    with pytest.raises(RankwiseError, match="refit"):
+        get_method("l2", refit="twice")

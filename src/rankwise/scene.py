@@ -10,11 +10,12 @@ from torch import nn
 from rankwise.errors import CalibrationError
 from rankwise.linalg.elimination import Reader
 from rankwise.methods.selection import ChannelMethod, GroupView
-from rankwise.methods.selection.folding import refitted, sliced
+from rankwise.methods.selection.folding import refitted, regressed, sliced
 from rankwise.methods.selection.views import channel_units, intakes_of, reader_of, view_of
 from rankwise.network import Cost, Layer, find_layers
 from rankwise.network.channel_group import ChannelGroup
 from rankwise.network.channels import find_groups
+from rankwise.network.layer import geometry_of
 from rankwise.network.names import Patterns, filter_names
 from rankwise.network.select import Fold, narrow_, selection_of
 from rankwise.network.widths import WidthCost
@@ -163,14 +164,27 @@ def refit_(
     for name in (n for n in before if n in narrowed):
         slots, outputs = narrowed[name]
         module = work.get_submodule(name)
-        layer = replace(before[name], module=module)
-        (moments,) = collect_channels(
-            work, {name: Intake(layer, slots)}, batches, reference=original
-        ).values()
-        every = range(len(moments.total))
-        new = refitted(Intake(before[name], slots), moments, every, method.ridge, method.intercept)
-        narrow_(
-            module,
-            outputs=outputs,
-            fold=Fold(new.weight, before[name].bias() if new.bias is None else new.bias),
-        )
+        new = _refitted(work, original, before[name], slots, batches, method)
+        bias = before[name].bias() if new.bias is None else new.bias
+        narrow_(module, outputs=outputs, fold=Fold(new.weight, bias))
+
+
+LARGEST_PATCH = 2304
+"""Entries of a patch up to which every kernel position is fitted on its own."""
+
+
+def _refitted(
+    work: nn.Module, original: nn.Module, layer: Layer, slots: int, batches: Batches, method: ChannelMethod
+) -> Fold:
+    """New parameters of one consumer for all its outputs; ``layer`` is the one of ``original``."""
+    module = work.get_submodule(layer.name)
+    geometry = geometry_of(module)
+    assert geometry is not None
+    now = {layer.name: Intake(replace(layer, module=module, geometry=geometry), slots)}
+    if method.refit == "patches" and geometry.columns <= LARGEST_PATCH:
+        (found,) = collect_channels(work, now, batches, reference=original, by_patch=True).values()
+        if found.rows >= 2 * geometry.columns:
+            return regressed(Intake(layer), found, method.ridge, method.intercept)
+    (found,) = collect_channels(work, now, batches, reference=original).values()
+    every = range(len(found.total))
+    return refitted(Intake(layer, slots), found, every, method.ridge, method.intercept)

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rankwise.methods.selection.folding import fold, has_exact_intercept, refitted
+from rankwise.methods.selection.folding import fold, has_exact_intercept, refitted, regressed
 from rankwise.network import find_layers
 from rankwise.network.select import narrow_
-from rankwise.statistics.channels import ChannelMoments, Intake
+from rankwise.statistics.channels import ChannelMoments, Intake, collect_channels
 
 CONSUMERS: list[tuple[Any, tuple[int, ...], int, int]] = [
     # module, input shape, dimension of the channels, slots
@@ -62,6 +62,21 @@ def test_refit_is_least_squares(intercept: bool) -> None:
     best = rows @ torch.linalg.lstsq(rows, target).solution
     got = seen @ new.weight.mT + (new.bias if new.bias is not None else 0)
     torch.testing.assert_close(got, best)
+
+
+@pytest.mark.parametrize(("build", "shape", "dim", "slots"), CONSUMERS)
+def test_regression_on_patches_finds_the_original_weights(
+    build: Any, shape: tuple[int, ...], dim: int, slots: int
+) -> None:
+    original, x = build().double(), torch.randn((40, *shape[1:])).double()
+    other = build().double()
+    (layer,) = find_layers(nn.Sequential(original), x)
+    intake = {"0": Intake(layer)}
+    net, reference = nn.Sequential(other), nn.Sequential(original)
+    found = collect_channels(net, intake, [x], reference=reference, by_patch=True)["0"]
+    new = regressed(Intake(layer), found, 0.0, True)
+    narrow_(other, fold=new)
+    torch.testing.assert_close(other(x), original(x))
 
 
 def test_where_an_intercept_is_exact() -> None:

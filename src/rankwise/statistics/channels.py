@@ -97,13 +97,15 @@ def collect_channels(
     *,
     reference: nn.Module | None = None,
     sensitivity: bool = False,
+    by_patch: bool = False,
 ) -> dict[str, ChannelMoments]:
     """Moments of what the layers named in ``intakes`` read while ``model`` runs over ``batches``.
 
     With ``reference``, a network with layers of the same names, it runs beside ``model`` and the cross
     moments with what its layers read are summed up too. With ``sensitivity`` also the channels'
-    largest shares in any output entry, as provable filter pruning needs them. The models run in
-    evaluation mode and are left as they were found.
+    largest shares in any output entry, as provable filter pruning needs them. With ``by_patch`` the
+    rows are the layers' input patches instead of channels, and those of the reference network are its
+    layers' outputs there. The models run in evaluation mode and are left as they were found.
 
     Raises:
         CalibrationError: no batch, or NaN or infinite activations (names layer and batch).
@@ -119,15 +121,21 @@ def collect_channels(
                     forward(network, to_device(batch, device))
             for name, moments in found.items():
                 for call, x in enumerate(inputs[0][name]):
-                    z = intakes[name].rows(x)
+                    z = _patch_rows(intakes[name], x) if by_patch else intakes[name].rows(x)
                     if not torch.isfinite(z).all():
                         raise CalibrationError(
                             f"The input of layer {name!r} holds NaN or infinite values in calibration batch "
                             f"{count - 1}; finite activations are needed."
                         )
-                    moments.add(
-                        z, intakes[name].rows(inputs[1][name][call]) if reference is not None else None
-                    )
+                    there = None
+                    if reference is not None:
+                        seen_there = inputs[1][name][call]
+                        there = (
+                            _outputs(reference.get_submodule(name), intakes[name], seen_there)
+                            if by_patch
+                            else intakes[name].rows(seen_there)
+                        )
+                    moments.add(z, there)
                     if sensitivity:
                         shares = _shares(intakes[name], x)
                         old = moments.sensitivity
@@ -181,13 +189,27 @@ def _inputs_of(
                 handle.remove()
 
 
+def _patch_rows(intake: Intake, x: Tensor) -> Tensor:
+    """The input patches of a layer with one group as float64 rows, one per output position."""
+    rows = patches(intake.layer, x)  # (N, positions, 1, columns)
+    return rows.reshape(-1, rows.shape[-1]).double()
+
+
+def _outputs(module: nn.Module, intake: Intake, x: Tensor) -> Tensor:
+    """What ``module`` makes of ``x``, as float64 rows in the order of the patches; no hook is called."""
+    y: Tensor = type(module).forward(module, x)
+    if intake.layer.geometry.kind != "linear":
+        y = as_examples(intake.layer.geometry, y).movedim(1, -1)
+    return y.reshape(-1, y.shape[-1]).double()
+
+
 def _shares(intake: Intake, x: Tensor, rows: int = 32) -> Tensor:
     """Largest share (channels,) of any input of a channel in the positive or negative part of an output.
 
     Source: Liebenwein et al., "Provable filter pruning for efficient neural networks", ICLR 2020,
     definition 1; the largest over at most ``rows`` evenly spaced positions of ``x``.
     """
-    u = patches(intake.layer, x).flatten(0, 2).double()  # (positions, columns): the layer has one group
+    u = _patch_rows(intake, x)  # (positions, columns)
     u = u[:: max(1, len(u) // rows)][:rows]
     weight = intake.layer.kernel().flatten(1).to(u.device)  # (out, columns)
     largest = u.new_zeros(u.shape[1])

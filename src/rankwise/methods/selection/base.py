@@ -3,17 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
+from rankwise.errors import UnknownNameError
 from rankwise.linalg.elimination import Reader, refitted_losses, sliced_losses
 from rankwise.network.channel_group import ChannelGroup, Units
 from rankwise.network.layer import Layer
 from rankwise.statistics.record import Statistic
 
 Tensor = torch.Tensor
-Refit = Literal["once", "anchored"]
+Refit = Literal["once", "anchored", "patches"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +63,11 @@ class ChannelMethod(ABC):
 
     ``reconstruct`` refits the consumers' weights to what they can still read (the T of the
     interpolative decomposition); otherwise they are only sliced. ``refit`` says on which
-    activations: "once" on the original network's alone, "anchored" layer after layer from the
-    narrower network's inputs onto the original's. ``ridge`` is relative to the mean second moment.
+    activations: "once" on the original network's alone; "anchored" layer after layer from the
+    narrower network's inputs onto the original's; "patches" the same from whole patches onto the
+    original's outputs, so that every kernel position is fitted on its own (channels as in "anchored"
+    where patches have more than 2304 entries or rows are few). ``ridge`` is relative to the mean
+    second moment.
     ``intercept`` moves what the kept channels predict on average into the consumer's bias, where
     that is exact (a bias, and no zero padding).
     """
@@ -75,9 +79,13 @@ class ChannelMethod(ABC):
     needs_sensitivity: ClassVar[bool] = False
 
     reconstruct: bool = False
-    refit: Refit = "anchored"
+    refit: Refit = "patches"
     ridge: float = 1e-4
     intercept: bool = True
+
+    def __post_init__(self) -> None:
+        if self.refit not in get_args(Refit):
+            raise UnknownNameError("refit", self.refit, get_args(Refit))
 
     @property
     def requires(self) -> frozenset[Statistic]:

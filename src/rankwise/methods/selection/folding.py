@@ -20,13 +20,18 @@ def fold(intake: Intake, table: Tensor, bias: Tensor | None = None) -> Fold:
         table: (k, n), the T of the interpolative decomposition.
         bias: (out,) the new bias; None leaves it as it is.
     """
-    geometry = intake.layer.geometry
     weight = torch.einsum("onp,kn->okp", intake.weight(), table)  # (out, k, places)
+    return Fold(_as_stored(intake, weight), bias)
+
+
+def _as_stored(intake: Intake, weight: Tensor) -> Tensor:
+    """A weight (out, k, places) in the layout of the consumer's module."""
+    geometry = intake.layer.geometry
     if geometry.kind == "linear":
-        weight = weight.flatten(1)
-        return Fold(weight.t() if is_hf_conv1d(intake.layer.module) else weight, bias)
-    weight = weight.unflatten(2, geometry.kernel_size)
-    return Fold(weight.transpose(0, 1) if geometry.kind == "conv_transpose" else weight, bias)
+        flat = weight.flatten(1)
+        return flat.mT if is_hf_conv1d(intake.layer.module) else flat
+    kernel = weight.reshape(*weight.shape[:2], *geometry.kernel_size)
+    return kernel.transpose(0, 1) if geometry.kind == "conv_transpose" else kernel
 
 
 def has_exact_intercept(intake: Intake) -> bool:
@@ -62,6 +67,34 @@ def refitted(
     bias = intake.layer.bias()
     assert bias is not None
     return fold(intake, table, bias + intake.weight().sum(2) @ (target - table.mT @ mean[index]))
+
+
+def regressed(intake: Intake, moments: ChannelMoments, ridge: float, intercept: bool) -> Fold:
+    """The consumer's weights for all kernel positions, fitted to its outputs in the reference network.
+
+    Args:
+        intake: the consumer as it was.
+        moments: of its patches now, with the reference network's outputs as target.
+        ridge: relative to the mean second moment.
+        intercept: fit the bias too, where there is one; padding does not matter here.
+    """
+    assert moments.cross is not None and moments.target is not None
+    moment, cross, mean, bias = (
+        moments.moment,
+        moments.cross / moments.rows,
+        moments.mean,
+        intake.layer.bias(),
+    )
+    target = moments.target / moments.rows
+    if bias is not None:
+        centre = target if intercept else bias
+        cross = cross - torch.outer(mean, centre)
+        moment = moment - torch.outer(mean, mean) if intercept else moment
+    table = interpolation(moment, torch.arange(len(moment)), cross, ridge)  # (columns, out)
+    if bias is not None and intercept:
+        bias = target - table.mT @ mean
+    places = intake.weight().shape[2]
+    return Fold(_as_stored(intake, table.mT.unflatten(1, (-1, places))), bias)
 
 
 def sliced(intake: Intake, kept: Sequence[int], factors: Tensor) -> Fold:

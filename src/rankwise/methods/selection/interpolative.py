@@ -42,6 +42,7 @@ class Interpolative(ChannelMethod):
     eps: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.selector not in get_args(Selector):
             raise UnknownNameError("selector", self.selector, get_args(Selector))
 
