@@ -6,14 +6,17 @@ VENV ?= .venv
 SITE ?= site
 JOBS ?= 2
 PYTEST_ARGS ?=
+# Without training, a module of another script, and one that asks for arguments.
+BENCH ?= $(filter-out %/train_cifar_vgg.py %/torch_pruning_peer.py %/selection.py,$(wildcard benchmarks/*.py))
 BENCH_ARGS ?=
+VGG_ARGS ?= --epochs 30 --out runs/vgg16
 
 BIN := $(VENV)/bin
 # One thread in each process: reproducible sums, and JOBS test processes do not fight for the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check duplicates bench docs clean
+.PHONY: help demo test check duplicates bench vgg docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,8 +44,11 @@ check: $(VENV)/.installed-dev duplicates ## lint, format, types, import floors, 
 duplicates: $(VENV)/.installed-dev ## look for copied code
 	$(BIN)/pylint --jobs=$(JOBS) --disable=all --enable=duplicate-code src/rankwise
 
-bench: $(VENV)/.installed-bench ## run the benchmarks (minutes to hours; BENCH_ARGS go to each)
-	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script $(BENCH_ARGS); done
+bench: $(VENV)/.installed-bench ## run the benchmarks (hours; BENCH="benchmarks/allocate.py" BENCH_ARGS=... for one)
+	set -e; for script in $(BENCH); do $(BIN)/python $$script $(BENCH_ARGS); done
+
+vgg: $(VENV)/.installed-bench ## train the CIFAR-10 VGG-16-BN of the channel study (hours, resumable, RANKWISE_DATA)
+	$(BIN)/python benchmarks/train_cifar_vgg.py $(VGG_ARGS)
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/, warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(abspath $(SITE))
