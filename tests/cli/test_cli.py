@@ -91,6 +91,29 @@ def test_plan_then_apply_gives_what_compress_gives(run: Run, tmp_path: Path) -> 
     assert folded == ["conv1", "conv2", "conv3"]
 
 
+def test_a_network_of_one_s_own_goes_all_the_way(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = """import torch
+from torch import nn
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+"""
+    (tmp_path / "ones_own.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    out, again = tmp_path / "out", str(tmp_path / "again.safetensors")
+    common = ("ones_own:net", "--data", "digits", "--calibration", "64")
+    compressed = run("compress", *common, "--budget", "macs=0.5", "--out", str(out), "--json")
+    assert compressed.returncode == 0, compressed.stderr
+    applied = run("apply", str(out / "plan.json"), *common, "--out", again, "--json")
+    assert applied.returncode == 0, applied.stderr
+    assert json.loads(applied.stdout)["macs"] == json.loads(compressed.stdout)["compressed"]["macs"]
+    files = (str(out / "model.safetensors"), again)
+    figures = [json.loads(run("evaluate", file, "--data", "digits", "--json").stdout) for file in files]
+    assert figures[0]["loss"] == figures[1]["loss"]
+
+
 def test_inspect_lists_every_layer_with_its_cost_and_reason(run: Run) -> None:
     found = json.loads(
         run("inspect", "torchvision:mobilenet_v2", "--data", "random:3,224,224", "--json").stdout

@@ -16,14 +16,13 @@ from rankwise.experiments.single import (
     PLAN_FILE,
     Run,
     compress_run,
-    costs,
     execute,
     load_any,
     prepare,
 )
 from rankwise.io import save
 from rankwise.models import LoadedModel, load_model
-from rankwise.plan import Plan
+from rankwise.plan import Plan, plan_of
 from rankwise.reapply import apply as apply_plan
 
 Metrics = dict[str, Any]
@@ -222,7 +221,7 @@ def apply(
         batches = load_data(data, transform=loaded.preprocessing).calibration(calibration, seed).batches()
     built = apply_plan(Plan.load(plan), loaded.module, batches, example=loaded.example, seed=seed)
     save(built, out)
-    cost = costs(built, loaded.example)
+    cost = plan_of(built).final
     if json:
         print_json({"model": str(out), **cost})
     else:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from rankwise.allocation import get_allocator
 from rankwise.budget import Budget
 from rankwise.compress import Compression, compression
@@ -17,7 +15,6 @@ from rankwise.files import json_text, write_text
 from rankwise.io import load, read_plan, save
 from rankwise.methods import parse_methods
 from rankwise.models import LoadedModel, load_model
-from rankwise.network import count_bytes, count_macs, count_params
 from rankwise.progress import Progress, silent
 
 MODEL_FILE, PLAN_FILE, METRICS_FILE = "model.safetensors", "plan.json", "metrics.json"
@@ -50,11 +47,6 @@ def prepare(run: Run) -> tuple[LoadedModel, DataSet]:
     """The network and the data set of ``run``, the data prepared as the network reads them."""
     loaded = load_model(run.model, run.weights, seed=run.seed)
     return loaded, load_data(run.data, transform=loaded.preprocessing)
-
-
-def costs(model: nn.Module, example: Any) -> dict[str, int]:
-    """Parameters, MACs of one example and bytes of the stored state, by name."""
-    return {"params": count_params(model), "macs": count_macs(model, example), "bytes": count_bytes(model)}
 
 
 def beside(done: Compression, both: Comparison) -> dict[str, dict[str, Any]]:
