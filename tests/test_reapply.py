@@ -99,9 +99,16 @@ def test_folded_models_are_equal_within_the_budget_saved_loaded_and_done_again(
 
 def test_folding_alone_changes_no_output_and_recoveries_follow_it() -> None:
     model = with_statistics(small_cnn())
-    folded = compress(model, batches(), Budget(macs=1.0), fold_batchnorm=True, include=["10"])
+    folded = compress(model, batches(), Budget(macs=1.0), method="svd", fold_batchnorm=True)
+    assert isinstance(folded[1], nn.Identity)
     torch.testing.assert_close(outputs(folded), outputs(model), rtol=1e-4, atol=1e-5)
     recovered = compress(
         model, batches(), Budget(macs=0.6), fold_batchnorm=True, recovery=("bias", "batchnorm")
     )
     assert torch.isfinite(outputs(recovered)).all()
+
+
+def test_a_layer_that_must_not_change_is_not_folded_into() -> None:
+    model = with_statistics(small_cnn())
+    small = compress(model, batches(), Budget(macs=0.8), fold_batchnorm=True, exclude=["0"])
+    assert isinstance(small[1], nn.BatchNorm2d) and torch.equal(small[0].weight, model[0].weight)

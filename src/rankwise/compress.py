@@ -14,7 +14,7 @@ from rankwise.factorise import Factorisation
 from rankwise.methods import Method, get_method
 from rankwise.methods.selection import ChannelMethod
 from rankwise.narrow import Narrowing
-from rankwise.network import Cost, count_bytes, count_params, model_cost
+from rankwise.network import Cost, count_bytes, count_params, find_layers, model_cost
 from rankwise.network.batches import batch_size, first_batch, forward, output_tensor
 from rankwise.network.batchnorm import fold_batchnorm_, following_batchnorm
 from rankwise.network.names import Patterns
@@ -156,9 +156,9 @@ def compress(
             ``multiple_of``, ``dense``.
         multiple_of: ranks are multiples of this number.
         min_rank: the smallest rank.
-        fold_batchnorm: first fold every BatchNorm that reads one layer alone into that layer, so that
-            errors are those of what the network sees; the result has fewer modules. For evaluation: a
-            folded BatchNorm no longer follows training data.
+        fold_batchnorm: first fold each BatchNorm into the layer before it, where nothing else reads that
+            layer and it may change, so that errors are those of what the network sees. A folded
+            BatchNorm no longer follows the data when the result is trained.
         seed: for everything drawn at random.
         max_memory: bytes that the statistics may take at once; calibration then runs in waves.
         progress: called as ``progress(stage, done, total)``.
@@ -207,7 +207,7 @@ def compression(
     with torch.inference_mode(False), preserved(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         work, reference = duplicate(model), model
-        folded = _fold_(work, example, original) if settings.fold_batchnorm else []
+        folded = _fold_(work, example, original, settings) if settings.fold_batchnorm else []
         if folded:
             reference, cost = duplicate(work), model_cost(work, example)
         stage = settings.stage(budget.limits(original), watch)
@@ -230,10 +230,13 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _fold_(model: nn.Module, example: Any, cost: Cost) -> list[Edit]:
-    """Fold each BatchNorm of ``model``, of cost ``cost``, that reads one layer alone; one edit for each."""
+def _fold_(model: nn.Module, example: Any, cost: Cost, settings: Settings) -> list[Edit]:
+    """Fold the BatchNorms of ``model``, of cost ``cost``, into layers that may change; one edit for each."""
+    layers = find_layers(model, example, settings.include, settings.exclude)
+    free = {layer.name for layer in layers if layer.reason is None}
+    pairs = {n: norm for n, norm in following_batchnorm(model, example).items() if n in free}
     edits = []
-    for layer, batchnorm in following_batchnorm(model, example).items():
+    for layer, batchnorm in pairs.items():
         fold_batchnorm_(model, {layer: batchnorm})
         after = Cost(count_params(model), cost.macs, count_bytes(model))
         edits.append(
@@ -279,7 +282,7 @@ def _recipe(
     edits = after.edits[len(before.edits) :]
     reference = duplicate(model)
     if settings.fold_batchnorm:
-        _fold_(reference, example, original)
+        _fold_(reference, example, original, settings)
     _recover(work, reference, calibration, settings.recovery, edits, watch)
     final = _checked(work, example, budget, original)
     tried = {f"{share:g}": round(value, 6) for share, value in agreement.items()}
