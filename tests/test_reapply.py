@@ -10,6 +10,7 @@ from torch import nn
 import rankwise
 from rankwise import Budget, Plan, compress, compression, plan_of
 from rankwise.errors import PlanError
+from rankwise.methods import Method, get_method
 from tests.test_compress import batches, measured, small_cnn
 
 
@@ -60,6 +61,23 @@ def test_an_edited_rank_is_built_saved_and_loaded(tmp_path: Path) -> None:
     assert plan_of(model).final["macs"] == measured(model)["macs"]
     rankwise.save(model, tmp_path / "model.safetensors")
     assert torch.equal(outputs(rankwise.load(tmp_path / "model.safetensors", small_cnn())), outputs(model))
+
+
+@pytest.mark.parametrize("method", [get_method("svd", batchnorm=True), get_method("relu_aware")])
+def test_methods_that_look_at_what_follows_a_layer_see_it_again(method: Method) -> None:
+    model = with_statistics(small_cnn())
+    done = compression(model, batches(), Budget(macs=0.8), method=method, include=["0", "3", "8"])
+    assert done.plan.changes()
+    assert torch.equal(outputs(rankwise.apply(done.plan, model, batches())), outputs(done.model))
+
+
+def test_a_method_that_cannot_treat_the_layer_is_refused() -> None:
+    plan = compression(small_cnn(), batches(), Budget(macs=0.5)).plan
+    edits = [replace(e, method="relu_aware", config={}) if e.target == "8" else e for e in plan.edits]
+    model = small_cnn()
+    model[9] = nn.Tanh()
+    with pytest.raises(PlanError, match="'8' by 'relu_aware', which cannot"):
+        rankwise.apply(replace(plan, edits=tuple(edits)), model, batches())
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

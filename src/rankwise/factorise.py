@@ -116,14 +116,8 @@ class Factorisation(Stage):
         """
         return self.apply_(work, original, batches, cost, self.survey(work, example, batches))
 
-    def survey(
-        self,
-        model: nn.Module,
-        example: Any,
-        batches: Batches | None,
-        statistics: Mapping[str, LayerStatistics] | None = None,
-    ) -> Survey:
-        """Find the layers of ``model``, calibrate unless ``statistics`` are given, and list all options."""
+    def layers(self, model: nn.Module, example: Any) -> list[Layer]:
+        """The layers of ``model`` with what the methods want to know of the modules that follow them."""
         layers = find_layers(model, example, self.include, self.exclude)
         layers = [layer if layer.name else replace(layer, reason=layer.reason or _ROOT) for layer in layers]
         if any(getattr(method, "batchnorm", False) for method in self.methods):
@@ -132,6 +126,17 @@ class Factorisation(Stage):
         if any(getattr(method, "rectified", False) for method in self.methods):
             rectifiers = following_rectifier(model, example)
             layers = [replace(layer, rectifier=rectifiers.get(layer.name)) for layer in layers]
+        return layers
+
+    def survey(
+        self,
+        model: nn.Module,
+        example: Any,
+        batches: Batches | None,
+        statistics: Mapping[str, LayerStatistics] | None = None,
+    ) -> Survey:
+        """Find the layers of ``model``, calibrate unless ``statistics`` are given, and list all options."""
+        layers = self.layers(model, example)
         able = {layer.name: self._able(layer) for layer in layers}
         if statistics is None:
             statistics = self.collect(model, [layer for layer in layers if able[layer.name]], batches, able)

@@ -79,7 +79,11 @@ def _replace_(
     example: Any,
     seed: int,
 ) -> dict[str, Edit]:
-    layers = {layer.name: layer for layer in find_layers(work, example)}
+    asked = {name: get_method(edit.method or "", **edit.config) for name, edit in edits.items()}
+    stage = Factorisation(
+        methods=list(asked.values()), allocator=get_allocator("uniform"), limits={}, seed=seed
+    )
+    layers = {layer.name: layer for layer in stage.layers(work, example)}
     picked = []
     for name, edit in edits.items():
         if name not in layers:
@@ -90,9 +94,10 @@ def _replace_(
         layer = layers[name]
         if layer.reason is not None:
             raise PlanError(f"The plan changes layer {name!r}, which must be left alone: {layer.reason}.")
-        picked.append((layer, get_method(edit.method or "", **edit.config), edit.choice))
-    methods = [method for _, method, _ in picked]
-    stage = Factorisation(methods=methods, allocator=get_allocator("uniform"), limits={}, seed=seed)
+        reason = asked[name].supports(layer)
+        if reason is not None:
+            raise PlanError(f"The plan changes layer {name!r} by {edit.method!r}, which cannot: {reason}.")
+        picked.append((layer, asked[name], edit.choice))
     able = {layer.name: [method] for layer, method, _ in picked}
     statistics = stage.collect(work, [layer for layer, _, _ in picked], calibration, able)
     built = stage.build_(work, reference, calibration, picked, statistics)
