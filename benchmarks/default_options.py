@@ -31,6 +31,11 @@ ROWS = [  # method, its options, weighting of the knapsack, recovery, budget
     ("asymmetric", {}, "relative", (), "macs=0.5"),
     ("asymmetric", {"metric": "gradient"}, "relative", (), "macs=0.5"),
     ("asymmetric", {"regressor": "response"}, "relative", (), "macs=0.5"),
+    ("interpolative", {"selector": "output", "refit": "patches"}, "relative", (), "macs=0.5"),
+    ("interpolative", {"selector": "cholesky", "refit": "patches"}, "relative", (), "macs=0.5"),
+    ("interpolative", {"selector": "output", "refit": "anchored"}, "relative", (), "macs=0.5"),
+    ("interpolative", {"selector": "output", "refit": "once"}, "relative", (), "macs=0.5"),
+    ("interpolative", {"selector": "cholesky", "refit": "once"}, "relative", (), "macs=0.5"),
 ]
 
 

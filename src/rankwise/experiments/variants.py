@@ -107,7 +107,14 @@ NAMED: tuple[Variant, ...] = (
     _variant("cp", factors=4),
     _variant("cp", metric="input"),
     _variant("cp", metric="two_sided"),
-    _paper("interpolative", "iterative", selector="cholesky", refit="once"),
+    Variant(
+        "interpolative",
+        {"selector": "cholesky", "refit": "once", "ridge": 0.0, "intercept": False},
+        "iterative",
+        {"published": True},
+        "paper",
+    ),
+    _variant("interpolative", "iterative", selector="cholesky", refit="once"),
     _paper("interpolative", "uniform", selector="cholesky", refit="once"),
     Variant(
         "interpolative", {"selector": "cholesky", "refit": "once"}, "uniform", role="paper", include=INNER
