@@ -48,7 +48,7 @@ SAME_METHOD = {
     "torchprune SVD": "svd / uniform",
     "torchprune SVD-Energy": "svd / energy",
     "torchprune L-Rank (C-step)": "svd / lrank",
-    "CP uniform compression": "cp / uniform",
+    "CP uniform compression": "cp factors=4 / uniform",
     "Tucker-2 uniform rank fraction": "tucker2 / uniform",
     "ID one-shot uniform (port)": "interpolative selector=cholesky refit=once / uniform / layer?.*.conv1",
     "ID iditer step 0.9 (port)": "interpolative selector=cholesky refit=once / iterative",
