@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerCase:
     """A module and the shape of one input batch."""
 
