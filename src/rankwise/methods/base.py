@@ -96,7 +96,7 @@ def register(name: str) -> Callable[[type[T]], type[T]]:
     def enter(method: type[T]) -> type[T]:
         if _registry.get(name, method) is not method:
             raise ValueError(f"The method name {name!r} is taken by {_registry[name].__qualname__}.")
-        method.name = name  # type: ignore[attr-defined]
+        method.name = name  # type: ignore[attr-defined] # T is any method class
         _registry[name] = method
         return method
 

@@ -46,7 +46,7 @@ def train_classifier_(
     Raises:
         DataError: there are no batches.
     """
-    count = len(batches)  # type: ignore[arg-type]
+    count = len(batches)  # type: ignore[arg-type] # a sized iterable, as the docstring asks
     if count == 0:
         raise DataError("Training was given no batches.")
     optimizer = torch.optim.AdamW(module.parameters(), learning_rate, weight_decay=weight_decay)

@@ -75,7 +75,7 @@ class _Trace(TorchDispatchMode):
     """One forward pass with labels on every tensor."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call] # torch leaves it unannotated
         self.space = LabelSpace()
         self.leaves = _leaves(model)
         self.outside: set[str] = set()
@@ -104,7 +104,7 @@ class _Trace(TorchDispatchMode):
         """The labels of an activation, or of a parameter that is used outside a leaf module."""
         found = self._labels.get(tensor)
         if found is not None:
-            return found  # type: ignore[no-any-return]
+            return found  # type: ignore[no-any-return] # a weak dictionary
         name = self._names.get(id(tensor))
         if name is None:
             return None

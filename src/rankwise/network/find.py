@@ -58,7 +58,7 @@ def _static_reason(
     if _is_lazy(module):
         return "its lazy parameters are not initialised: run the model once first"
     if parametrize.is_parametrized(module):
-        return f"parametrised: {', '.join(module.parametrizations)}"  # type: ignore[arg-type]
+        return f"parametrised: {', '.join(module.parametrizations)}"  # type: ignore[arg-type] # a ModuleDict
     weight = module._parameters.get("weight")
     if weight is None:
         held = ", ".join(key for key in (*module._parameters, *module._buffers) if key.startswith("weight"))

@@ -125,10 +125,10 @@ def watching(layers: Mapping[str, nn.Module]) -> Iterator[Watch]:
         for module in layers.values():
             handles.append(module.register_forward_pre_hook(watch.enter, with_kwargs=True))
             handles.append(module.register_forward_hook(watch.leave, with_kwargs=True))
-        nn.Module.__getattr__ = spying_getattr  # type: ignore[method-assign]
+        nn.Module.__getattr__ = spying_getattr  # type: ignore[method-assign] # undone on exit
         with watch:
             yield watch
     finally:
-        nn.Module.__getattr__ = plain_getattr  # type: ignore[method-assign]
+        nn.Module.__getattr__ = plain_getattr  # type: ignore[method-assign] # undone on exit
         for handle in handles:
             handle.remove()

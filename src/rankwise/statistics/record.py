@@ -76,13 +76,13 @@ class LayerStatistics:
                     f"Statistics cannot be added: only one side holds {name!r}. "
                     f"Held: {self._present()}; and: {other._present()}."
                 )
-            return second.clone() if first is None else first  # type: ignore[no-any-return]
+            return second.clone() if first is None else first  # type: ignore[no-any-return] # by getattr
         if first.shape != second.shape:
             raise CalibrationError(
                 f"Statistics cannot be added: {name!r} has shapes {tuple(first.shape)} and "
                 f"{tuple(second.shape)}; both must come from the same layer."
             )
-        return first.add_(second)  # type: ignore[no-any-return]
+        return first.add_(second)  # type: ignore[no-any-return] # by getattr
 
     def _add_moment(self, other: "LayerStatistics") -> None:
         """Rows stay rows while there are fewer than d of them; then the moment takes their place."""
@@ -138,7 +138,7 @@ class LayerStatistics:
             raise CalibrationError(f"The statistic {name!r} was not collected; collected: {self._present()}.")
         if self.positions <= 0:
             raise CalibrationError("The statistics are empty: no calibration example reached the layer.")
-        return value / self.positions  # type: ignore[no-any-return]
+        return value / self.positions  # type: ignore[no-any-return] # by getattr
 
     def _present(self) -> str:
         names = [f.name for f in fields(self) if isinstance(getattr(self, f.name), torch.Tensor)]
