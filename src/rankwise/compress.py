@@ -10,7 +10,7 @@ from torch import nn
 from rankwise.allocation import Allocator, get_allocator
 from rankwise.budget import Budget
 from rankwise.errors import BudgetError, CalibrationError, RankwiseError, UnknownNameError
-from rankwise.factorise import Factorisation
+from rankwise.factorise import Factorisation, Survey
 from rankwise.methods import Method, get_method
 from rankwise.methods.selection import ChannelMethod
 from rankwise.narrow import Narrowing
@@ -59,6 +59,7 @@ class Settings:
     max_memory: int | None = None
     progress: Progress = silent
     notes: Mapping[str, Any] | None = None
+    survey: Survey | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Settings":
@@ -78,6 +79,10 @@ class Settings:
             get_recovery(name)
         if isinstance(given.allocator, str):
             given = replace(given, allocator=get_allocator(given.allocator))
+        if given.survey is not None and (given.recipe or given.fold_batchnorm):
+            raise RankwiseError(
+                "A survey was given; it holds neither for a recipe nor after folding BatchNorm."
+            )
         return given if given.recipe else replace(given, method=_methods(given.method))
 
     @property
@@ -103,7 +108,7 @@ class Settings:
         if channels:
             return Narrowing(method=channels[0], **common)
         layerwise = [method for method in chosen if isinstance(method, Method)]
-        return Factorisation(methods=layerwise, max_memory=self.max_memory, **common)
+        return Factorisation(methods=layerwise, max_memory=self.max_memory, known=self.survey, **common)
 
     def as_dict(self, budget: Budget) -> dict[str, Any]:
         """What a plan keeps of the settings."""
@@ -188,8 +193,9 @@ def compression(
 ) -> Compression:
     """As :func:`compress`, returning the plan, the costs and the times beside the model.
 
-    ``options`` are those of :func:`compress`, and ``notes``: JSON-able values that the plan's settings
-    carry along.
+    ``options`` are those of :func:`compress`; ``notes``: JSON-able values that the plan's settings
+    carry along; and ``survey``: that of a :class:`rankwise.factorise.Factorisation` with these methods on
+    this model and this calibration, which then need not be made again.
 
     Raises:
         UnknownNameError: an unknown option; otherwise as :func:`compress`.

@@ -102,10 +102,12 @@ class Factorisation(Stage):
     """Settings of the stage; :meth:`run_` changes a model in place and returns the edits.
 
     Its two halves are public: the survey of a model holds for every allocator and every limit.
+    ``known`` is one that was made before, with the same methods.
     """
 
     methods: Sequence[Method]
     max_memory: int | None = None
+    known: Survey | None = None
 
     def run_(
         self, work: nn.Module, original: nn.Module, example: Any, batches: Batches | None, cost: Cost
@@ -114,7 +116,8 @@ class Factorisation(Stage):
 
         Returns one edit per layer, in execution order, those that keep a layer included.
         """
-        return self.apply_(work, original, batches, cost, self.survey(work, example, batches))
+        survey = self.known or self.survey(work, example, batches)
+        return self.apply_(work, original, batches, cost, survey)
 
     def layers(self, model: nn.Module, example: Any) -> list[Layer]:
         """The layers of ``model`` with what the methods want to know of the modules that follow them."""

@@ -11,7 +11,7 @@ from torch import nn
 from rankwise import Budget, compression
 from rankwise.data import load_data
 from rankwise.evaluation import evaluate
-from rankwise.experiments import compress_only
+from rankwise.experiments import compress_only, workbench
 from rankwise.experiments.compress_only import CompressOnly, Sweep
 from rankwise.experiments.variants import Variant
 from rankwise.models import load_model
@@ -45,7 +45,7 @@ def test_what_is_on_disk_is_not_done_again(tmp_path: Path, monkeypatch: pytest.M
     variants = [Variant("whitened"), Variant("diagonal")]
     first = bench(tmp_path).run(variants)
     monkeypatch.setattr(compress_only, "measure", None)
-    monkeypatch.setattr(compress_only, "collect", None)
+    monkeypatch.setattr(workbench, "collect", None)
     again = bench(tmp_path)
     assert again.run(variants) == first == again.rows()
 
@@ -54,8 +54,8 @@ def test_statistics_are_collected_once_for_equal_requirements(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    collect = compress_only.collect
-    monkeypatch.setattr(compress_only, "collect", lambda *a, **k: calls.append(a[3]) or collect(*a, **k))
+    collect = workbench.collect
+    monkeypatch.setattr(workbench, "collect", lambda *a, **k: calls.append(a[3]) or collect(*a, **k))
     sweep = replace(SWEEP, fractions=(0.7, 0.6))
     rows = bench(tmp_path, sweep).run([Variant("whitened"), Variant("pca"), Variant("pca", {}, "uniform")])
     assert len(rows) == 6 and len(calls) == 1

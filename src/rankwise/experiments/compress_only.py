@@ -4,30 +4,23 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from rankwise.allocation import get_allocator
 from rankwise.budget import Budget
-from rankwise.compress import compression
 from rankwise.data import Batches, DataSet, Split
 from rankwise.errors import RankwiseError
 from rankwise.evaluation import Decisions, measure, record_decisions
 from rankwise.experiments.journal import Journal, content_key
 from rankwise.experiments.variants import Variant
-from rankwise.factorise import Factorisation, Survey
-from rankwise.methods import Method, get_method
+from rankwise.experiments.workbench import Workbench, digest
 from rankwise.models import LoadedModel
-from rankwise.network import Cost, find_layers, model_cost
-from rankwise.network.batches import first_batch
-from rankwise.progress import Progress, Stopwatch, silent
+from rankwise.network import model_cost
+from rankwise.progress import Progress, silent
 from rankwise.recovery import get_recovery
-from rankwise.statistics import LayerStatistics, collect
-from rankwise.statistics.files import load_statistics, save_statistics
 
 HOPELESS = 0.2  # top-1 on the first images under which the others are not run
 
@@ -80,13 +73,12 @@ class CompressOnly:
         self.journal = Journal(self.out / "journal.jsonl")
         self.model = self.loaded.module.eval()
         self.calibration = self.data.calibration(sweep.calibration, sweep.seed).batches(sweep.batch_size)
-        self.example = first_batch(self.calibration)
-        self.cost: Cost = model_cost(self.model, self.example)
         self.parts = self._judged_on()
-        self.weights = _digest(self.model)
+        self.weights = digest(self.model)
+        drawn = {name: self._identity()[name] for name in ("model", "weights", "data", "calibration", "seed")}
+        self.bench = Workbench(self.model, self.calibration, self.out / "statistics", drawn, sweep.seed)
+        self.example, self.cost = self.bench.example, self.bench.cost
         self._decisions: list[Decisions] | None = None
-        self._surveys: dict[str, tuple[Factorisation, Survey]] = {}
-        self._statistics: dict[str, tuple[dict[str, LayerStatistics], float]] = {}
 
     def run(self, variants: Sequence[Variant]) -> list[dict[str, Any]]:
         """One row per variant and fraction, those on disk included; fraction by fraction, in order."""
@@ -205,108 +197,14 @@ class CompressOnly:
     def _make(self, variant: Variant, fraction: float) -> _Made:
         if variant.method in self.peers:
             return self._by_peer(variant, fraction)
-        method = get_method(variant.method, **variant.options)
-        allocator = get_allocator(variant.allocator, **variant.allocator_options)
-        budget = Budget(**{self.sweep.measure: fraction})
-        if not isinstance(method, Method):
-            done = compression(
-                self.model,
-                self.calibration,
-                budget,
-                method=method,
-                allocator=allocator,
-                include=variant.include or None,
-                seed=self.sweep.seed,
-            )
-            kept = {e.target: e.selection for e in done.plan.changes()}
-            return _Made(done.model, done.seconds, list(kept), {})
-        base, survey = self._survey(method, variant.include)
-        watch = Stopwatch()
-        stage = copy.copy(base)
-        stage.allocator, stage.limits, stage.watch = allocator, budget.limits(self.cost), watch
-        work = copy.deepcopy(self.model)
-        edits = stage.apply_(work, self.model, self.calibration, self.cost, survey)
-        seconds = {**base.watch.seconds, **watch.seconds}
-        seconds["calibrate"] = base.watch.seconds.get("calibrate", 0.0) + watch.seconds.get("calibrate", 0.0)
-        changed = [edit.target for edit in edits if edit.op == "replace"]
-        choices = {e.target: e.choice if e.op == "replace" else e.reason for e in edits}
-        return _Made(work, seconds, changed, choices)
+        done = self.bench.compress(variant, Budget(**{self.sweep.measure: fraction}))
+        changed = [edit.target for edit in done.plan.changes()]
+        single = [edit for edit in done.plan.edits if edit.op != "select"]
+        choices = {edit.target: edit.choice or edit.reason for edit in single}
+        return _Made(done.model, done.seconds, changed, choices)
 
     def _by_peer(self, variant: Variant, fraction: float) -> _Made:
         work = copy.deepcopy(self.model)
         start = time.perf_counter()
         made = self.peers[variant.method](work, self.example, self.calibration, self.sweep.measure, fraction)
         return _Made(made, {"build": time.perf_counter() - start}, [], {})
-
-    def _survey(self, method: Method, include: tuple[str, ...]) -> tuple[Factorisation, Survey]:
-        """All options of ``method``, once for all allocators and fractions."""
-        key = repr((method, include))
-        if key not in self._surveys:
-            stage = Factorisation(
-                methods=[method],
-                allocator=get_allocator("uniform"),
-                limits={},
-                include=include or None,
-                seed=self.sweep.seed,
-            )
-            statistics, seconds = self._statistics_for(method)
-            survey = stage.survey(self.model, self.example, self.calibration, statistics)
-            stage.watch.seconds["calibrate"] = seconds
-            self._surveys[key] = (stage, survey)
-        return self._surveys[key]
-
-    def _statistics_for(self, method: Method) -> tuple[dict[str, LayerStatistics], float]:
-        """What ``method`` requires, from memory, from disk or by one pass; with the seconds of that pass."""
-        requires = frozenset(method.requires) - {"target"}
-        if not requires:
-            return {}, 0.0
-        asked = {
-            **self._identity(),
-            "measure": "",
-            "select": "",
-            "images": 0,
-            "requires": sorted(requires),
-            "labels": _labels(method) if "gradient" in requires else "",
-            "curvature": repr(getattr(method, "curvature", None)) if "curvature" in requires else "",
-        }
-        key = content_key(asked)
-        if key not in self._statistics:
-            self._statistics[key] = self._collected(key, method, requires)
-        return self._statistics[key]
-
-    def _collected(
-        self, key: str, method: Method, requires: frozenset[Any]
-    ) -> tuple[dict[str, LayerStatistics], float]:
-        path = self.out / "statistics" / f"{key}.safetensors"
-        known = self.journal.get(key)
-        if known is not None and path.exists():
-            return load_statistics(path), float(known["seconds"])
-        layers = [layer for layer in find_layers(self.model, self.example) if layer.reason is None]
-        start = time.perf_counter()
-        found = collect(
-            self.model,
-            layers,
-            self.calibration,
-            {layer.name: requires for layer in layers},
-            loss=_labels(method),
-            curvature=getattr(method, "curvature", None),
-            seed=self.sweep.seed,
-        )
-        seconds = time.perf_counter() - start
-        save_statistics(found, path)
-        self.journal.add(key, {"kind": "statistics", "requires": sorted(requires), "seconds": seconds})
-        return found, seconds
-
-
-def _labels(method: Method) -> Any:
-    """Whose labels the gradients of the method's loss are taken with."""
-    return getattr(method, "labels", "sampled")
-
-
-def _digest(model: nn.Module) -> str:
-    """A short name for the weights of ``model``."""
-    state = sha256()
-    for name, value in model.state_dict().items():
-        state.update(name.encode())
-        state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return state.hexdigest()[:16]

@@ -11,9 +11,9 @@ from rankwise.compress import Compression, compression
 from rankwise.data import DataSet, load_data
 from rankwise.errors import RankwiseError
 from rankwise.evaluation import Comparison, compare
+from rankwise.experiments.variants import methods_of
 from rankwise.files import json_text, write_text
 from rankwise.io import load, read_plan, save
-from rankwise.methods import parse_methods
 from rankwise.models import LoadedModel, load_model
 from rankwise.progress import Progress, silent
 
@@ -61,17 +61,12 @@ def beside(done: Compression, both: Comparison) -> dict[str, dict[str, Any]]:
 
 def compress_run(run: Run, loaded: LoadedModel, data: DataSet, progress: Progress = silent) -> Compression:
     """Compress the network of ``run`` on calibration examples out of the training split."""
-    recipe = "+" in run.method
-    if recipe and run.method_options:
-        raise RankwiseError(
-            f"The recipe {run.method!r} takes no method options; give them to single methods."
-        )
     batches = data.calibration(run.calibration, run.seed).batches(run.batch_size)
     return compression(
         loaded.module,
         batches,
         Budget.parse(run.budget),
-        method=run.method if recipe else parse_methods(run.method, run.method_options),
+        method=methods_of(run.method, run.method_options),
         allocator=get_allocator(run.allocator, **run.allocator_options),
         recovery=run.recovery,
         include=run.include or None,

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rankwise.allocation import get_allocator
-from rankwise.errors import UnknownNameError
-from rankwise.methods import get_method, methods
+from rankwise.errors import RankwiseError, UnknownNameError
+from rankwise.methods import get_method, methods, parse_methods
 
 Role = Literal["default", "paper", "variant"]
 
@@ -15,7 +15,7 @@ Role = Literal["default", "paper", "variant"]
 class Variant:
     """One row of the benchmark. ``role``: our default, the allocator of the paper, or a named variant.
 
-    ``include`` are the layers that may change; empty means all.
+    ``include`` are the layers that may change, empty means all; ``exclude`` those that must not.
     """
 
     method: str
@@ -24,6 +24,7 @@ class Variant:
     allocator_options: Mapping[str, Any] = field(default_factory=dict)
     role: Role = "default"
     include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """What identifies the configuration, JSON-able, options that were not given included."""
@@ -33,6 +34,7 @@ class Variant:
             "allocator": self.allocator,
             "allocator_options": _configured(get_allocator, self.allocator, self.allocator_options),
             **({"include": list(self.include)} if self.include else {}),
+            **({"exclude": list(self.exclude)} if self.exclude else {}),
         }
 
     @property
@@ -40,6 +42,20 @@ class Variant:
         """For tables: ``method option=value / allocator``, and the layers where not all are meant."""
         parts = [_named(self.method, self.options), _named(self.allocator, self.allocator_options)]
         return " / ".join([*parts, ",".join(self.include)] if self.include else parts)
+
+
+def methods_of(name: str, options: Mapping[str, Any]) -> str | list[Any]:
+    """What :func:`rankwise.compress` takes as ``method``: the recipe's name, or the methods it names.
+
+    Raises:
+        RankwiseError: options for a recipe, which takes none.
+        UnknownNameError: an unknown method or option.
+    """
+    if "+" not in name:
+        return parse_methods(name, dict(options))
+    if options:
+        raise RankwiseError(f"The recipe {name!r} takes no method options; give them to single methods.")
+    return name
 
 
 def _configured(get: Callable[..., Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
