@@ -9,7 +9,7 @@ import torch
 from rankwise import Budget, RankwiseError, compress, compression, plan_of
 from rankwise.data import load_data
 from rankwise.experiments import workbench
-from rankwise.experiments.variants import Variant
+from rankwise.experiments.variants import Variant, methods_of
 from rankwise.experiments.workbench import Workbench, digest
 from rankwise.models import load_model
 
