@@ -1,13 +1,14 @@
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from rankwise.data import load_data
+from rankwise.data import CropFlip, load_data
 from rankwise.errors import DataError
-from rankwise.models import load_model, train_classifier_, train_digits
-from rankwise.progress import Progress, silent
+from rankwise.models import load_model, train, train_classifier_, train_digits
 
 
 def test_the_digits_network_exceeds_97_percent() -> None:
@@ -35,25 +36,44 @@ def test_training_without_batches_is_refused() -> None:
         train_classifier_(nn.Linear(1, 1), [], epochs=1, learning_rate=0.1)
 
 
-def test_training_goes_on_from_a_checkpoint_as_if_never_interrupted(tmp_path: Path) -> None:
-    class Interrupted(Exception):
-        pass
+class _Interrupted(Exception):
+    pass
 
-    def stop(stage: str, epoch: int, epochs: int) -> None:
-        if epoch == 1:
-            raise Interrupted
 
-    def train(checkpoint: Path | None, progress: Progress = silent) -> dict[str, torch.Tensor]:
-        data = load_data("digits")
+class _Until:
+    """Batches that break off after ``steps`` of them in all."""
+
+    def __init__(self, batches: Any, steps: int) -> None:
+        self.batches, self.left = batches, steps
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            if not self.left:
+                raise _Interrupted
+            self.left -= 1
+            yield batch
+
+
+@pytest.mark.parametrize("steps", [4, 6])  # at the end of a pass, and within one
+def test_training_goes_on_from_a_checkpoint_as_if_never_interrupted(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "SAVED_EVERY", 2)
+
+    def trained(checkpoint: Path | None, until: int = -1) -> dict[str, torch.Tensor]:
         module = load_model("digits_cnn", seed=3).module
-        batches = data.calibration(128).batches(32, shuffle=True)
-        train_classifier_(
-            module, batches, epochs=3, learning_rate=1e-3, checkpoint=checkpoint, progress=progress
+        batches = load_data("digits").calibration(128).batches(32, shuffle=True, augment=CropFlip(1))
+        train.train_classifier_(
+            module, _Until(batches, until), epochs=3, learning_rate=1e-3, checkpoint=checkpoint
         )
         return module.state_dict()
 
-    whole = train(None)
-    with pytest.raises(Interrupted):
-        train(tmp_path / "c.pt", stop)
-    resumed = train(tmp_path / "c.pt")
+    whole = trained(None)
+    with pytest.raises(_Interrupted):
+        trained(tmp_path / "c.pt", steps)
+    assert torch.load(tmp_path / "c.pt")["step"] == steps
+    resumed = trained(tmp_path / "c.pt")
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())

@@ -1,4 +1,4 @@
-"""A small trainer for the reference networks: the same result each time, resumable after each epoch."""
+"""A small trainer for the reference networks: the same result each time, resumable."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -13,6 +13,8 @@ from rankwise.errors import DataError
 from rankwise.files import write_atomically
 from rankwise.models.small import DigitsCNN
 from rankwise.progress import Progress, silent
+
+SAVED_EVERY = 100  # steps between two checkpoints
 
 
 def train_classifier_(
@@ -40,7 +42,8 @@ def train_classifier_(
         weight_decay: of AdamW.
         label_smoothing: of the cross-entropy.
         precision: ``torch.bfloat16`` runs the forward pass under autocast.
-        checkpoint: a file written after every epoch; when it is there, training goes on from it.
+        checkpoint: a file written after every hundred steps and every epoch; when it is there,
+            training goes on from it.
         progress: called after every epoch.
 
     Raises:
@@ -52,11 +55,13 @@ def train_classifier_(
     optimizer = torch.optim.AdamW(module.parameters(), learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * count)
     parts: dict[str, Any] = {"module": module, "optimizer": optimizer, "schedule": schedule}
-    start = _resume_(parts, batches, checkpoint)
+    done = _resume_(parts, batches, count, checkpoint)
     mixed = torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32)
     module.train()
-    for epoch in range(start, epochs):
-        for inputs, labels in batches:
+    for epoch in range(done // count, epochs):
+        for step, (inputs, labels) in enumerate(batches, start=epoch * count + 1):
+            if step <= done:
+                continue
             with mixed:
                 outputs = module(inputs)
             loss = cross_entropy(outputs.float(), labels, label_smoothing=label_smoothing)
@@ -64,22 +69,22 @@ def train_classifier_(
             loss.backward()
             optimizer.step()
             schedule.step()
-        if checkpoint is not None:
-            state = {name: part.state_dict() for name, part in parts.items()} | {"epoch": epoch + 1}
-            write_atomically(checkpoint, partial(torch.save, state))
+            if checkpoint is not None and (step % SAVED_EVERY == 0 or step % count == 0):
+                state = {name: part.state_dict() for name, part in parts.items()} | {"step": step}
+                write_atomically(checkpoint, partial(torch.save, state))
         progress("train", epoch + 1, epochs)
     module.eval()
 
 
-def _resume_(parts: dict[str, Any], batches: Iterable[Any], checkpoint: Path | None) -> int:
-    """Load what the checkpoint holds, if there is one; returns the epochs already done."""
+def _resume_(parts: dict[str, Any], batches: Iterable[Any], count: int, checkpoint: Path | None) -> int:
+    """Load what the checkpoint holds, if there is one; returns the steps already done."""
     if checkpoint is None or not checkpoint.exists():
         return 0
     state = torch.load(checkpoint, weights_only=True)
     for name, part in parts.items():
         part.load_state_dict(state[name])
-    done = int(state["epoch"])
-    for _ in range(done):  # passes already made draw their random numbers
+    done = int(state["step"])
+    for _ in range(done // count):  # passes already made draw their random numbers
         next(iter(batches), None)
     return done
 
