@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 # Without training, a module of another script, and one that asks for arguments.
 BENCH ?= $(filter-out %/train_cifar_vgg.py %/torch_pruning_peer.py %/selection.py,$(wildcard benchmarks/*.py))
 BENCH_ARGS ?=
-VGG_ARGS ?= --epochs 30 --out runs/vgg16
+VGG_ARGS ?= --steps 11730 --out runs/vgg16
 
 BIN := $(VENV)/bin
 # One thread in each process: reproducible sums, and JOBS test processes do not fight for the cores.

@@ -8,7 +8,7 @@ from torch import nn
 
 from rankwise.data import CropFlip, load_data
 from rankwise.errors import DataError
-from rankwise.models import load_model, train, train_classifier_, train_digits
+from rankwise.models import load_model, train, train_classifier_, train_digits, trapezoid
 
 
 def test_the_digits_network_exceeds_97_percent() -> None:
@@ -77,3 +77,32 @@ def test_training_goes_on_from_a_checkpoint_as_if_never_interrupted(
     assert torch.load(tmp_path / "c.pt")["step"] == steps
     resumed = trained(tmp_path / "c.pt")
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+
+
+def test_a_number_of_steps_may_be_changed_before_the_rate_falls(tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    def noted(optimizer: torch.optim.Optimizer, total: int) -> torch.optim.lr_scheduler.LRScheduler:
+        schedule = trapezoid(2, 3)(optimizer, total)
+        optimizer.register_step_post_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+        return schedule
+
+    def trained(steps: int, checkpoint: Path | None) -> dict[str, torch.Tensor]:
+        module = load_model("digits_cnn", seed=3).module
+        batches = load_data("digits").calibration(128).batches(32, shuffle=True)
+        train_classifier_(
+            module, batches, epochs=3, learning_rate=1e-3, steps=steps, schedule=noted, checkpoint=checkpoint
+        )
+        return module.state_dict()
+
+    whole = trained(9, None)
+    assert rates == pytest.approx([1e-3 * part for part in (0.5, 1, 1, 1, 1, 1, 1, 2 / 3, 1 / 3)])
+    rates.clear()
+    trained(6, tmp_path / "c.pt")
+    assert len(rates) == 6
+    rates.clear()
+    state = torch.load(tmp_path / "c.pt")
+    assert state["step"] == 6
+    trained(9, tmp_path / "c.pt")
+    assert rates == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])
+    assert whole.keys() == state["module"].keys()

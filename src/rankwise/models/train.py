@@ -1,6 +1,6 @@
 """A small trainer for the reference networks: the same result each time, resumable."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,32 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from rankwise.errors import DataError
 from rankwise.files import write_atomically
 from rankwise.models.small import DigitsCNN
 from rankwise.progress import Progress, silent
 
+Schedule = Callable[[Optimizer, int], LRScheduler]
 SAVED_EVERY = 100  # steps between two checkpoints
+
+
+def _one_cycle(learning_rate: float, optimizer: Optimizer, total: int) -> OneCycleLR:
+    return OneCycleLR(optimizer, learning_rate, total)
+
+
+def trapezoid(warm: int, cool: int) -> Schedule:
+    """A learning rate that rises for ``warm`` steps, stays, and falls to 0 over the last ``cool``.
+
+    The number of steps may be another one when training goes on from a checkpoint: only the fall moves.
+    """
+
+    def schedule(optimizer: Optimizer, total: int) -> LambdaLR:
+        return LambdaLR(optimizer, lambda step: max(0.0, min(1.0, (step + 1) / warm, (total - step) / cool)))
+
+    return schedule
 
 
 def train_classifier_(
@@ -25,11 +44,13 @@ def train_classifier_(
     learning_rate: float,
     weight_decay: float = 5e-4,
     label_smoothing: float = 0.0,
+    steps: int | None = None,
+    schedule: Schedule | None = None,
     precision: torch.dtype = torch.float32,
     checkpoint: Path | None = None,
     progress: Progress = silent,
 ) -> None:
-    """Train ``module`` in place by AdamW under a one-cycle learning rate on ``(inputs, labels)`` batches.
+    """Train ``module`` in place by AdamW on ``(inputs, labels)`` batches.
 
     ``batches`` is iterated over once per epoch and has a length. The module is left in evaluation
     mode. Deterministic on one thread when the batches are (dropout draws from the global generator).
@@ -39,6 +60,8 @@ def train_classifier_(
         batches: the training data.
         epochs: passes over them.
         learning_rate: the highest of the schedule.
+        steps: batches in all, where training is to end before ``epochs`` passes are over.
+        schedule: of the learning rate, from the optimizer and the number of steps; one cycle by default.
         weight_decay: of AdamW.
         label_smoothing: of the cross-entropy.
         precision: ``torch.bfloat16`` runs the forward pass under autocast.
@@ -53,8 +76,11 @@ def train_classifier_(
     if count == 0:
         raise DataError("Training was given no batches.")
     optimizer = torch.optim.AdamW(module.parameters(), learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * count)
-    parts: dict[str, Any] = {"module": module, "optimizer": optimizer, "schedule": schedule}
+    total = epochs * count if steps is None else min(steps, epochs * count)
+    rate: Any = (
+        OneCycleLR(optimizer, learning_rate, total) if schedule is None else schedule(optimizer, total)
+    )
+    parts: dict[str, Any] = {"module": module, "optimizer": optimizer, "schedule": rate}
     done = _resume_(parts, batches, count, checkpoint)
     mixed = torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32)
     module.train()
@@ -62,14 +88,16 @@ def train_classifier_(
         for step, (inputs, labels) in enumerate(batches, start=epoch * count + 1):
             if step <= done:
                 continue
+            if step > total:
+                break
             with mixed:
                 outputs = module(inputs)
             loss = cross_entropy(outputs.float(), labels, label_smoothing=label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            schedule.step()
-            if checkpoint is not None and (step % SAVED_EVERY == 0 or step % count == 0):
+            rate.step()
+            if checkpoint is not None and (step % SAVED_EVERY == 0 or step in (total, (epoch + 1) * count)):
                 state = {name: part.state_dict() for name, part in parts.items()} | {"step": step}
                 write_atomically(checkpoint, partial(torch.save, state))
         progress("train", epoch + 1, epochs)
@@ -84,6 +112,8 @@ def _resume_(parts: dict[str, Any], batches: Iterable[Any], count: int, checkpoi
     for name, part in parts.items():
         part.load_state_dict(state[name])
     done = int(state["step"])
+    parts["schedule"].last_epoch = done - 1
+    parts["schedule"].step()  # the rate that this schedule has here, which may be longer than that before
     for _ in range(done // count):  # passes already made draw their random numbers
         next(iter(batches), None)
     return done
