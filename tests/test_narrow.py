@@ -1,12 +1,14 @@
 """The stage that narrows channel groups, through the public verbs."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from rankwise.allocation import Iterative, get_allocator
 from rankwise.budget import Budget
@@ -14,7 +16,7 @@ from rankwise.compress import compress
 from rankwise.errors import BudgetError, CalibrationError, RankwiseError
 from rankwise.iterate import Iteration
 from rankwise.methods import get_method
-from rankwise.network import model_cost
+from rankwise.network import find_layers, model_cost
 from rankwise.network.channels import find_groups
 from rankwise.plan import Plan, plan_of, reshape_
 from rankwise.reapply import apply
@@ -37,6 +39,13 @@ SELECTIONS: list[tuple[str, dict[str, Any]]] = [
     ("pfp", {}),
     ("pfp", {"randomized": True}),
     ("pfp", {"reconstruct": True}),
+]
+
+NETS: list[tuple[Any, tuple[int, ...]]] = [
+    (OptionAResNet, (3, 16, 16)),
+    (UNet, (3, 8, 8)),
+    (Scaled, (2, 4, 4, 4)),
+    (Grouped, (3, 9, 9)),
 ]
 
 
@@ -74,10 +83,7 @@ def test_every_selection_meets_the_budget_and_is_repeatable(name: str, config: d
     )
 
 
-@pytest.mark.parametrize(
-    ("build", "shape"),
-    [(OptionAResNet, (3, 16, 16)), (UNet, (3, 8, 8)), (Scaled, (2, 4, 4, 4)), (Grouped, (3, 9, 9))],
-)
+@pytest.mark.parametrize(("build", "shape"), NETS)
 @pytest.mark.parametrize("allocator", ["uniform", "knapsack", "minimax", "iterative"])
 def test_architectures_and_allocators(build: Any, shape: tuple[int, ...], allocator: str) -> None:
     model, data = _trained(build, *shape), _batches(*shape)
@@ -185,17 +191,80 @@ def test_published_iteration() -> None:
     assert model_cost(small, data[0]).macs <= 0.6 * model_cost(model, data[0]).macs
 
 
-def test_iteration_measures_only_what_changed() -> None:
+def test_iteration_measures_only_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
     cost = model_cost(model, data[0])
+    consumers = ["features.4", "features.8", "classifier.1", "classifier.4"]  # of the groups, in order
+    asked: list[set[str]] = []
+    measure = Scene.measure
+
+    def counted(scene: Scene, batches: Any, names: Any = None) -> None:
+        asked.append(set(names))
+        measure(scene, batches, names)
+
+    monkeypatch.setattr(Scene, "measure", counted)
     scene = Scene.of(copy.deepcopy(model), data[0], get_method("interpolative"), cost)
     iteration = Iteration(Iterative(step=0.8, several=1), {"macs": int(0.6 * cost.macs)}, {})
-    kept, errors = iteration.run_(scene, data[0], data)
-    assert iteration.steps > 1
-    assert scene.collected < iteration.steps * len(scene.intakes)
+    with FlopCounterMode(display=False) as counter:
+        kept, errors = iteration.run_(scene, data)
+    assert asked[0] == set(consumers)
+    assert all(names == set(consumers[-len(names) :]) for names in asked)  # those behind the cut
+    assert min(map(len, asked)) < len(consumers)
+    assert scene.collected == sum(map(len, asked)) < iteration.steps * len(consumers)
     assert all(errors[name][0] >= 0 for name in kept)
     widths = [len(kept[name]) for name in ("features.0", "features.4", "features.8")]
     assert widths == [scene.model.features[i].out_channels for i in (0, 4, 8)]
+    convolutions = counter.get_flop_counts()["Global"][torch.ops.aten.convolution]
+    assert convolutions < 2 * 48 * cost.macs * iteration.steps / 2
+
+
+def test_what_is_left_is_known_without_tracing_again() -> None:
+    for build, shape in NETS:
+        model, x = _trained(build, *shape), _batches(*shape)[0]
+        scene = Scene.of(model, x, get_method("l2"), model_cost(model, x))
+        generator = torch.Generator().manual_seed(0)
+        kept = {
+            g.name: torch.randperm(g.size, generator=generator)[: max(2, g.size // 2)].tolist()
+            for g in scene.free
+        }
+        kept.pop(next(iter(kept)), None)
+        views = {g.name: scene.view(g) for g in scene.free}
+        left, _ = scene.narrowed_({name: sorted(units) for name, units in kept.items()}, views)
+        assert left.groups == find_groups(model, x)
+        assert left.cost == model_cost(model, x)
+        for layer in find_layers(model, x):
+            known = left.layers[layer.name]
+            assert (known.geometry, known.cost) == (layer.geometry, layer.cost)
+            assert (known.input_shapes, known.output_shapes) == (layer.input_shapes, layer.output_shapes)
+
+
+class _Counted:
+    """Batches that count how often they are read."""
+
+    def __init__(self, batches: list[torch.Tensor]) -> None:
+        self.batches, self.passes = batches, 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        self.passes += 1
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize("allocator", ["knapsack", "iterative"])
+def test_memory_of_the_sums_is_limited_by_more_passes(allocator: str) -> None:
+    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    method = get_method("interpolative", refit="once")
+    free, limited = _Counted(data), _Counted(data)
+    settings: dict[str, Any] = {"method": method, "allocator": allocator, "example": data[0]}
+    expected = compress(model, free, Budget(macs=0.6), **settings)
+    needed = 8 * 20 * 21  # of the widest consumer, 20 channels of classifier.4
+    small = compress(model, limited, Budget(macs=0.6), **settings, max_memory=needed)
+    assert limited.passes > free.passes
+    for a, b in zip(small.state_dict().values(), expected.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(CalibrationError, match=r"classifier.4.*max_memory"):
+        compress(model, data, Budget(macs=0.6), method=method, max_memory=needed - 1)
+    anchored = get_method("interpolative")  # patches where they fit, otherwise channels
+    assert compress(model, data, Budget(macs=0.6), method=anchored, max_memory=2 * needed)
 
 
 def test_wishes_for_groups() -> None:

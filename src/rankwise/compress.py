@@ -97,7 +97,7 @@ class Settings:
             "allocator": get_allocator(solver) if isinstance(solver, str) else solver, "limits": limits,
             "include": self.include, "exclude": self.exclude, "overrides": self.overrides or {},
             "multiple_of": self.multiple_of, "min_rank": self.min_rank, "seed": self.seed,
-            "progress": self.progress, "watch": watch,
+            "max_memory": self.max_memory, "progress": self.progress, "watch": watch,
         }  # fmt: skip
         channels = [method for method in chosen if isinstance(method, ChannelMethod)]
         if channels and len(chosen) > 1:
@@ -108,7 +108,7 @@ class Settings:
         if channels:
             return Narrowing(method=channels[0], **common)
         layerwise = [method for method in chosen if isinstance(method, Method)]
-        return Factorisation(methods=layerwise, max_memory=self.max_memory, known=self.survey, **common)
+        return Factorisation(methods=layerwise, known=self.survey, **common)
 
     def as_dict(self, budget: Budget) -> dict[str, Any]:
         """What a plan keeps of the settings."""

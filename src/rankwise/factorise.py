@@ -106,7 +106,6 @@ class Factorisation(Stage):
     """
 
     methods: Sequence[Method]
-    max_memory: int | None = None
     known: Survey | None = None
 
     def run_(

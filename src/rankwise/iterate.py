@@ -16,9 +16,8 @@ from rankwise.methods.selection import GroupView
 from rankwise.network import Cost
 from rankwise.network.channel_group import ChannelGroup
 from rankwise.network.names import matches
-from rankwise.network.select import apply_selection_, selection_of
 from rankwise.progress import Progress, silent
-from rankwise.scene import Batches, Scene
+from rankwise.scene import Batches, Scene, replay_of
 
 Tensor = torch.Tensor
 
@@ -46,7 +45,7 @@ class Iteration:
     steps: int = 0
 
     def run_(
-        self, scene: Scene, example: Any, batches: Batches | None
+        self, scene: Scene, batches: Batches | None
     ) -> tuple[dict[str, list[int]], dict[str, tuple[float, float]]]:
         """Narrow until the limits hold.
 
@@ -60,6 +59,7 @@ class Iteration:
         alive = {group.name: list(range(group.size)) for group in scene.free}
         errors = {name: (0.0, 0.0) for name in alive}
         now, stale = scene, set(scene.intakes)
+        now.replay = replay_of(scene.layers.values(), scene.max_memory)
         known: dict[str, tuple[GroupView, Tensor, _Move | None]] = {}
         while self._over(now.cost):
             self.progress("iterate", self.steps, 0)
@@ -72,11 +72,9 @@ class Iteration:
                 if move.group.name in kept:
                     spent, scale = errors[move.group.name]
                     errors[move.group.name] = (spent + move.error, max(scale, move.scale))
-            cost = now.widths.cost(kept)
-            apply_selection_(now.model, selection_of(now.groups, kept), now.folds(views, kept))
             for name, units in kept.items():
                 alive[name] = [alive[name][u] for u in units]
-            now, stale = self._after(now, example, kept, cost)
+            now, stale = now.narrowed_(kept, views)
             self.steps += 1
         scene.collected = now.collected
         return alive, errors
@@ -184,19 +182,3 @@ class Iteration:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if fits(middle) else (low, middle - 1)
         return low
-
-    def _after(
-        self, scene: Scene, example: Any, kept: Mapping[str, Sequence[int]], cost: Cost
-    ) -> tuple[Scene, set[str]]:
-        """The scene of the narrowed model, and the consumers whose input has changed."""
-        order = list(scene.layers)
-        readers = [p.name for g in scene.free if g.name in kept for p in g.consumers]
-        first = min(map(order.index, readers), default=0)
-        stale = {name for name in scene.intakes if order.index(name) >= first}
-        closed = {group.name: group for group in scene.groups if group.reason is not None}
-        new = Scene.of(scene.model, example, scene.method, cost, seed=scene.seed)
-        new.groups = [closed.get(group.name, group) for group in new.groups]
-        new.moments = {n: m for n, m in scene.moments.items() if n not in stale}
-        new.readers = {n: r for n, r in scene.readers.items() if n not in stale}
-        new.collected = scene.collected
-        return new, stale & set(new.intakes)

@@ -47,8 +47,10 @@ class Narrowing(Stage):
         """
         if batches is not None and not isinstance(batches, Sequence) and iter(batches) is batches:
             batches = list(batches)  # it is read more than once
-        scene = Scene.of(work, example, self.method, cost, self.include, self.exclude, self.seed)
-        return self._finished(scene, original, example, batches, self._outcome(scene, example, batches))
+        scene = Scene.of(
+            work, example, self.method, cost, self.include, self.exclude, self.seed, self.max_memory
+        )
+        return self._finished(scene, original, example, batches, self._outcome(scene, batches))
 
     def redo_(
         self,
@@ -65,7 +67,7 @@ class Narrowing(Stage):
             PlanError: the model has no such group, or not so many units.
             CalibrationError: the method reconstructs and there are no calibration batches.
         """
-        scene = Scene.of(work, example, self.method, cost, seed=self.seed)
+        scene = Scene.of(work, example, self.method, cost, seed=self.seed, max_memory=self.max_memory)
         scene.measure(batches)
         views = {group.name: scene.view(group) for group in scene.free if group.name in kept}
         apply_selection_(work, selection_of(scene.groups, kept), scene.folds(views, kept))
@@ -81,11 +83,11 @@ class Narrowing(Stage):
             self._refit(original, example, batches, scene, changed)
         return self._edits(scene, changed, outcome)
 
-    def _outcome(self, scene: Scene, example: Any, batches: Batches | None) -> Outcome:
+    def _outcome(self, scene: Scene, batches: Batches | None) -> Outcome:
         if isinstance(self.allocator, Iterative):
             iteration = Iteration(self.allocator, self.limits, self.overrides, self.min_rank, self.progress)
             with self.watch("allocate"):
-                kept, error = iteration.run_(scene, example, batches)
+                kept, error = iteration.run_(scene, batches)
             return Outcome(kept, error)
         return self._at_once(scene, batches)
 
@@ -157,7 +159,7 @@ class Narrowing(Stage):
             if "in" in selection.modules.get(name, {})
         }
         with self.watch("refit"):
-            refit_(scene.model, original, example, batches, self.method, narrowed)
+            refit_(scene.model, original, example, batches, self.method, narrowed, self.max_memory)
 
     def _edits(self, scene: Scene, changed: Mapping[str, Sequence[int]], outcome: Outcome) -> list[Edit]:
         steps = one_by_one(scene.groups, changed)

@@ -17,9 +17,11 @@ from rankwise.network.channel_group import ChannelGroup
 from rankwise.network.channels import find_groups
 from rankwise.network.layer import geometry_of
 from rankwise.network.names import Patterns, filter_names
-from rankwise.network.select import Fold, narrow_, selection_of
+from rankwise.network.select import Fold, apply_selection_, narrow_, narrowed_groups, selection_of
 from rankwise.network.widths import WidthCost
 from rankwise.statistics.channels import ChannelMoments, Intake, collect_channels
+from rankwise.statistics.replay import Replay
+from rankwise.statistics.waves import in_waves
 
 Batches = Iterable[Any]
 Kept = Mapping[str, Sequence[int]]
@@ -37,8 +39,11 @@ class Scene:
     widths: WidthCost
     cost: Cost
     seed: int = 0
+    max_memory: int | None = None
     moments: dict[str, ChannelMoments] = field(default_factory=dict)
     readers: dict[str, Reader] = field(default_factory=dict)
+    replay: Replay | None = None
+    """What layers gave in earlier passes; None: nothing is kept."""
     collected: int = 0
     """How often the input of a consumer was measured."""
 
@@ -52,13 +57,48 @@ class Scene:
         include: Patterns | None = None,
         exclude: Patterns | None = None,
         seed: int = 0,
+        max_memory: int | None = None,
     ) -> "Scene":
         """Find the layers and groups of ``model``, whose cost is ``cost``, on one batch."""
         layers = {layer.name: layer for layer in find_layers(model, example)}
         groups = _chosen(find_groups(model, example), layers, include, exclude)
         free = [group for group in groups if group.reason is None]
         widths = WidthCost(model, layers.values(), free, cost)
-        return cls(model, method, layers, groups, intakes_of(layers, free), widths, cost, seed)
+        intakes = intakes_of(layers, free)
+        return cls(model, method, layers, groups, intakes, widths, cost, seed, max_memory)
+
+    def narrowed_(self, kept: Kept, views: Mapping[str, GroupView]) -> tuple["Scene", set[str]]:
+        """Cut the model to ``kept`` in place; returns its scene, and the consumers whose input has changed.
+
+        Nothing is traced or run: groups and layers follow from the cut.
+        """
+        cost = self.widths.cost(kept)
+        selection = selection_of(self.groups, kept)
+        apply_selection_(self.model, selection, self.folds(views, kept))
+        groups = narrowed_groups(self.groups, kept)
+        layers = {n: x.renewed() if n in selection.modules else x for n, x in self.layers.items()}
+        order = list(layers)
+        if selection.parameters:
+            changed = 0  # a parameter may be read anywhere
+        else:
+            changed = min(order.index(name) for name in selection.modules if name in layers)
+        readers = [order.index(p.name) for g in self.free if g.name in kept for p in g.consumers]
+        first = min(readers, default=0)
+        stale = {name for name in self.intakes if order.index(name) >= first}
+        if self.replay is not None:
+            self.replay.forget(order[changed:])
+        free = [group for group in groups if group.reason is None]
+        scene = replace(
+            self,
+            layers=layers,
+            groups=groups,
+            intakes=intakes_of(layers, free),
+            widths=WidthCost(self.model, layers.values(), free, cost),
+            cost=cost,
+            moments={n: m for n, m in self.moments.items() if n not in stale},
+            readers={n: r for n, r in self.readers.items() if n not in stale},
+        )
+        return scene, stale & set(scene.intakes)
 
     @property
     def free(self) -> list[ChannelGroup]:
@@ -79,9 +119,14 @@ class Scene:
                 f"Method {self.method.name!r} needs calibration batches and none were given; pass some, or "
                 "use a weight-only selection such as 'l2' with reconstruct=False."
             )
-        self.moments |= collect_channels(
-            self.model, wanted, batches, sensitivity=self.method.needs_sensitivity
-        )
+        for wave in in_waves(_bytes_needed(wanted, self.method), self.max_memory):
+            self.moments |= collect_channels(
+                self.model,
+                {name: wanted[name] for name in wave},
+                batches,
+                sensitivity=self.method.needs_sensitivity,
+                replays=[] if self.replay is None else [self.replay],
+            )
         self.collected += len(wanted)
         for name in wanted:
             self.readers.pop(name, None)
@@ -142,6 +187,17 @@ def _chosen(
     return chosen
 
 
+def _bytes_needed(intakes: Mapping[str, Intake], method: ChannelMethod) -> dict[str, int]:
+    """Of the float64 sums that :func:`collect_channels` makes for each consumer."""
+    vectors = 2 if method.needs_sensitivity else 1
+    return {name: 8 * i.channels * (i.channels + vectors) for name, i in intakes.items()}
+
+
+def replay_of(layers: Iterable[Layer], max_memory: int | None) -> Replay | None:
+    """Keeps outputs of those ``layers`` that are called once; nothing where memory is limited."""
+    return None if max_memory is not None else Replay(x.name for x in layers if x.calls == 1)
+
+
 def refit_(
     work: nn.Module,
     original: nn.Module,
@@ -149,6 +205,7 @@ def refit_(
     batches: Batches,
     method: ChannelMethod,
     narrowed: Mapping[str, tuple[int, list[int] | None]],
+    max_memory: int | None = None,
 ) -> None:
     """Refit consumers one after the other onto what they read in the original network.
 
@@ -159,32 +216,67 @@ def refit_(
         batches: calibration batches, read once per consumer.
         method: for ridge and intercept.
         narrowed: per consumer its slots and the outputs that it has left (None: all).
+        max_memory: bytes that the sums of one consumer may take.
+
+    Raises:
+        CalibrationError: the sums of one consumer take more than ``max_memory``.
     """
     before = {layer.name: layer for layer in find_layers(original, example)}
-    for name in (n for n in before if n in narrowed):
+    order = list(before)
+    replays = [replay_of(before.values(), max_memory) for _ in (work, original)]
+    pair = _Pair(work, original, batches, method, max_memory, [r for r in replays if r is not None])
+    for name in (n for n in order if n in narrowed):
         slots, outputs = narrowed[name]
-        module = work.get_submodule(name)
-        new = _refitted(work, original, before[name], slots, batches, method)
+        new = pair.refitted(before[name], slots)
         bias = before[name].bias() if new.bias is None else new.bias
-        narrow_(module, outputs=outputs, fold=Fold(new.weight, bias))
+        narrow_(work.get_submodule(name), outputs=outputs, fold=Fold(new.weight, bias))
+        for replay in pair.replays[:1]:
+            replay.forget(order[order.index(name) :])
 
 
 LARGEST_PATCH = 2304
 """Entries of a patch up to which every kernel position is fitted on its own."""
 
 
-def _refitted(
-    work: nn.Module, original: nn.Module, layer: Layer, slots: int, batches: Batches, method: ChannelMethod
-) -> Fold:
-    """New parameters of one consumer for all its outputs; ``layer`` is the one of ``original``."""
-    module = work.get_submodule(layer.name)
-    geometry = geometry_of(module)
-    assert geometry is not None
-    now = {layer.name: Intake(replace(layer, module=module, geometry=geometry), slots)}
-    if method.refit == "patches" and geometry.columns <= LARGEST_PATCH:
-        (found,) = collect_channels(work, now, batches, reference=original, by_patch=True).values()
-        if found.rows >= 2 * geometry.columns:
-            return regressed(Intake(layer), found, method.ridge, method.intercept)
-    (found,) = collect_channels(work, now, batches, reference=original).values()
-    every = range(len(found.total))
-    return refitted(Intake(layer, slots), found, every, method.ridge, method.intercept)
+@dataclass(frozen=True)
+class _Pair:
+    """A narrower network beside the one it comes from, with the calibration data of both."""
+
+    work: nn.Module
+    original: nn.Module
+    batches: Batches
+    method: ChannelMethod
+    max_memory: int | None
+    replays: Sequence[Replay]
+
+    def refitted(self, layer: Layer, slots: int) -> Fold:
+        """New parameters of one consumer for all its outputs; ``layer`` is the one of ``original``."""
+        module = self.work.get_submodule(layer.name)
+        geometry = geometry_of(module)
+        assert geometry is not None
+        now = Intake(replace(layer, module=module, geometry=geometry), slots)
+        columns, method = geometry.columns, self.method
+        needed = 8 * columns * (columns + layer.geometry.out_channels + 1)
+        fits = self.max_memory is None or needed <= self.max_memory
+        if method.refit == "patches" and columns <= LARGEST_PATCH and fits:
+            found = self._moments(now, by_patch=True)
+            if found.rows >= 2 * columns:
+                return regressed(Intake(layer), found, method.ridge, method.intercept)
+        in_waves(
+            {layer.name: 8 * now.channels * (now.channels + Intake(layer, slots).channels + 1)},
+            self.max_memory,
+        )
+        found = self._moments(now, by_patch=False)
+        every = range(len(found.total))
+        return refitted(Intake(layer, slots), found, every, method.ridge, method.intercept)
+
+    def _moments(self, intake: Intake, by_patch: bool) -> ChannelMoments:
+        (found,) = collect_channels(
+            self.work,
+            {intake.layer.name: intake},
+            self.batches,
+            reference=self.original,
+            by_patch=by_patch,
+            replays=self.replays,
+        ).values()
+        return found

@@ -21,5 +21,6 @@ class Stage:
     multiple_of: int = 1
     min_rank: int = 1
     seed: int = 0
+    max_memory: int | None = None
     progress: Progress = silent
     watch: Stopwatch = field(default_factory=Stopwatch)

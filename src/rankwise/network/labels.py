@@ -28,6 +28,16 @@ def compact(tensors: Sequence[Tensor]) -> list[Tensor]:
     return out
 
 
+def _without_repeats(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, all of one shape, cut to size 1 along every dimension where all of them repeat."""
+    out = list(tensors)
+    for dim in range(out[0].ndim):
+        firsts = [tensor.narrow(dim, 0, 1) for tensor in out]
+        if out[0].shape[dim] > 1 and all(bool((t == f).all()) for t, f in zip(out, firsts, strict=True)):
+            out = firsts
+    return out
+
+
 class LabelSpace:
     """Labels with union-find, and the reasons why some of them cannot be removed."""
 
@@ -96,12 +106,15 @@ class LabelSpace:
 
     def unite(self, a: Tensor, b: Tensor) -> Tensor:
         """Unite the labels of two tensors of one shape entry by entry; returns the union's labels."""
-        if a is not b:
-            pairs = torch.stack([self.resolve(t).reshape(-1) for t in compact([a, b])])
-            pairs = pairs[:, pairs[0] != pairs[1]]
-            for x, y in torch.unique(pairs, dim=1).t().tolist():
-                self._unite(x, y)
-        return torch.where(a > 0, a, b) if bool((a < 0).any()) else a
+        if a is b:
+            return a
+        shape = a.shape
+        a, b = _without_repeats(compact([a, b]))
+        pairs = torch.stack([self.resolve(t).reshape(-1) for t in (a, b)])
+        pairs = pairs[:, pairs[0] != pairs[1]]
+        for x, y in torch.unique(pairs, dim=1).t().tolist():
+            self._unite(x, y)
+        return torch.where(a > 0, a, b).expand(shape)
 
     def unite_along(self, labels: Tensor, dim: int) -> Tensor:
         """Unite the labels along ``dim``; returns them with that dimension cut to size 1."""

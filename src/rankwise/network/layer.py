@@ -1,6 +1,6 @@
 """A layer as data: geometry, cost, and the matrix view that every method works on."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
 
@@ -164,6 +164,29 @@ class Layer:
         convolutions too, with the patches of :func:`rankwise.statistics.patches`.
         """
         return self.kernel().reshape(self.geometry.groups, self.geometry.rows, self.geometry.columns)
+
+    def renewed(self) -> "Layer":
+        """This layer now that its module has other widths than when it was found."""
+        geometry = geometry_of(self.module)
+        assert geometry is not None
+        old, new = (g.out_channels * g.columns for g in (self.geometry, geometry))
+        own = list(self.module.parameters())
+        size = sum(p.numel() * p.element_size() for p in own)
+
+        def widened(shapes: tuple[tuple[int, ...], ...], channels: int) -> tuple[tuple[int, ...], ...]:
+            if geometry.kind == "linear":
+                return tuple((*shape[:-1], channels) for shape in shapes)
+            return tuple((channels, *shape[1:]) for shape in shapes)
+
+        return replace(
+            self,
+            geometry=geometry,
+            input_shapes=widened(self.input_shapes, geometry.in_channels),
+            output_shapes=widened(self.output_shapes, geometry.out_channels),
+            cost=Cost(sum(p.numel() for p in own), self.cost.macs // old * new, size),
+            output_scale=None,
+            rectifier=None,
+        )
 
     def bias(self) -> torch.Tensor | None:
         """The bias as float64 ``(out_channels,)``, or None.

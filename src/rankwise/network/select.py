@@ -1,14 +1,14 @@
 """Surgery that makes layers narrower: keep some channels of producers, passengers and consumers."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from rankwise.errors import PlanError
-from rankwise.network.channel_group import ChannelGroup, Kept
+from rankwise.network.channel_group import ChannelGroup, Kept, Port
 from rankwise.network.layer import geometry_of, is_hf_conv1d
 
 Tensor = torch.Tensor
@@ -140,6 +140,38 @@ def _remaining(there: dict[Any, Indices], key: Any, stay: Indices) -> Indices:
         return stay
     there[key] = [i for i in old if i in wanted]
     return [place for place, i in enumerate(old) if i in wanted]
+
+
+def narrowed_groups(groups: Iterable[ChannelGroup], kept: Kept) -> list[ChannelGroup]:
+    """The groups of the model that :func:`selection_of` the same arguments leaves, without tracing it.
+
+    Raises:
+        PlanError: see :func:`selection_of`.
+    """
+    groups = list(groups)
+    selection = selection_of(groups, kept)
+
+    def left(group: ChannelGroup, port: Port) -> Port:
+        if port.role == "parameter":
+            stay = selection.parameters.get(port.name, {}).get(port.dim)
+        else:
+            side = "in" if port.role == "both" else port.role
+            stay = selection.modules.get(port.name, {}).get(side)
+        units = [port.units[u] for u in sorted(kept.get(group.name, range(group.size)))]
+        if stay is None:
+            return port
+        place = {index: new for new, index in enumerate(stay)}
+        return replace(port, units=tuple(tuple(place[i] for i in unit) for unit in units), size=len(stay))
+
+    def after(group: ChannelGroup) -> ChannelGroup:
+        producers, passengers, consumers = (
+            tuple(left(group, port) for port in ports)
+            for ports in (group.producers, group.passengers, group.consumers)
+        )
+        size = len(kept.get(group.name, range(group.size)))
+        return replace(group, size=size, producers=producers, passengers=passengers, consumers=consumers)
+
+    return [after(group) for group in groups]
 
 
 def select_(

@@ -1,8 +1,9 @@
 """Second moments of the channels that layers read, for choosing channels and refitting their readers."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from rankwise.network.batches import forward, to_device
 from rankwise.network.layer import Layer
 from rankwise.network.state import preserved, unfused
 from rankwise.statistics.patches import as_examples, patches
+from rankwise.statistics.replay import Replay
 
 Tensor = torch.Tensor
 
@@ -98,6 +100,7 @@ def collect_channels(
     reference: nn.Module | None = None,
     sensitivity: bool = False,
     by_patch: bool = False,
+    replays: Sequence[Replay] = (),
 ) -> dict[str, ChannelMoments]:
     """Moments of what the layers named in ``intakes`` read while ``model`` runs over ``batches``.
 
@@ -105,7 +108,8 @@ def collect_channels(
     moments with what its layers read are summed up too. With ``sensitivity`` also the channels'
     largest shares in any output entry, as provable filter pruning needs them. With ``by_patch`` the
     rows are the layers' input patches instead of channels, and those of the reference network are its
-    layers' outputs there. The models run in evaluation mode and are left as they were found.
+    layers' outputs there. ``replays``, one per network, keep outputs of earlier passes over the same
+    batches. The models run in evaluation mode and are left as they were found.
 
     Raises:
         CalibrationError: no batch, or NaN or infinite activations (names layer and batch).
@@ -116,17 +120,14 @@ def collect_channels(
     count = 0
     with torch.no_grad(), _inputs_of(models, intakes) as inputs:
         for count, batch in enumerate(batches, start=1):
-            for network in models:
-                with suppress(_AllSeen):
-                    forward(network, to_device(batch, device))
+            batch = to_device(batch, device)
+            for network, replay in zip_longest(models, replays):
+                kept = nullcontext() if replay is None else replay.batch(network, count, batch)
+                with suppress(_AllSeen), kept:
+                    forward(network, batch)
             for name, moments in found.items():
                 for call, x in enumerate(inputs[0][name]):
                     z = _patch_rows(intakes[name], x) if by_patch else intakes[name].rows(x)
-                    if not torch.isfinite(z).all():
-                        raise CalibrationError(
-                            f"The input of layer {name!r} holds NaN or infinite values in calibration batch "
-                            f"{count - 1}; finite activations are needed."
-                        )
                     there = None
                     if reference is not None:
                         seen_there = inputs[1][name][call]
@@ -136,6 +137,11 @@ def collect_channels(
                             else intakes[name].rows(seen_there)
                         )
                     moments.add(z, there)
+                    if not torch.isfinite(moments.total).all():
+                        raise CalibrationError(
+                            f"The input of layer {name!r} holds NaN or infinite values in calibration batch "
+                            f"{count - 1}; finite activations are needed."
+                        )
                     if sensitivity:
                         shares = _shares(intakes[name], x)
                         old = moments.sensitivity

@@ -18,6 +18,7 @@ from rankwise.statistics.distributed import all_reduce, is_distributed, rank
 from rankwise.statistics.gradient import Loss, loss_function
 from rankwise.statistics.hooks import hooked
 from rankwise.statistics.record import LayerStatistics, Statistic
+from rankwise.statistics.waves import in_waves
 
 Tensor = torch.Tensor
 Weights = Callable[[Any], Tensor]
@@ -113,24 +114,12 @@ def _waves(
     layers: Sequence[Layer], requires: Requires, limit: int | None, samples: int, examples: int | None
 ) -> list[list[Layer]]:
     """Layers in groups whose sums fit into ``limit`` bytes, in order."""
-    if limit is None:
-        return [list(layers)]
-    waves: list[list[Layer]] = [[]]
-    used = 0
+    needed = {}
     for layer in layers:
         rows = None if examples is None else examples * layer.positions
-        needed = Accumulator.bytes_needed(layer, requires[layer.name], samples, rows)
-        if needed > limit:
-            raise CalibrationError(
-                f"The statistics of layer {layer.name!r} take up to {needed} bytes, max_memory={limit}; "
-                "allow more, or leave the layer out with exclude=[...]."
-            )
-        if waves[-1] and used + needed > limit:
-            waves.append([])
-            used = 0
-        waves[-1].append(layer)
-        used += needed
-    return waves
+        needed[layer.name] = Accumulator.bytes_needed(layer, requires[layer.name], samples, rows)
+    by_name = {layer.name: layer for layer in layers}
+    return [[by_name[name] for name in wave] for wave in in_waves(needed, limit)]
 
 
 def _teller(
