@@ -1,0 +1,230 @@
+"""What the page shows, as one JSON object of plain numbers and texts; the page's scripts only draw it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rankwise.report.curves import (
+    CONFIDENCE,
+    DELTAS,
+    KEPT,
+    QUALITIES,
+    Curve,
+    Mean,
+    Point,
+    curves,
+    figures_of,
+    network_of,
+    published_rows,
+    target_of,
+    within,
+)
+from rankwise.report.layers import Names, layers_of, spectra_of
+from rankwise.report.trials import STAGES, Json, Results, Trial, number, rows, table, text
+
+DIGITS = 6  # significant digits of every number on the page
+DETAILS = ("spectra", "classes", "layers")  # what a page too large leaves out, in this order
+_COSTS = ("params", "macs", "bytes")
+
+
+def content(results: Results, without: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything on the page of ``results``, JSON-able.
+
+    ``without`` names the :data:`DETAILS` of trials to leave out.
+    """
+    networks, drawn = curves(results.trials)
+    first: Json = results.experiments[0] if results.experiments else {}
+    names = Names()  # of layers, choices and classes
+    curve_of = {member: at for at, curve in enumerate(drawn) for member in curve.trials}
+    return {
+        **{name: text(first.get(name)) for name in ("title", "description", "created")},
+        "confidence": CONFIDENCE,
+        "deltas": DELTAS,
+        "kept": [vars(axis) for axis in KEPT],
+        "qualities": [vars(axis) for axis in QUALITIES],
+        "networks": [_network(index, name, results) for index, name in enumerate(networks)],
+        "curves": [_curve(curve) for curve in drawn],
+        "published": [_published(row, networks) for row in published_rows(results.experiments)],
+        "trials": [
+            _trial(trial, curve_of.get(index), results.path, networks, names, without)
+            for index, trial in enumerate(results.trials)
+        ],
+        "names": list(names),
+        "unreadable": [[_beside(path, results.path), text(why)] for path, why in results.unreadable],
+        "unfinished": results.unfinished,
+        "expected": sum(int(number(e.get("trials")) or 0) for e in results.experiments),
+        "made": _made(results),
+        "without": list(without),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.{DIGITS}g}")
+
+
+def _beside(path: Path, root: Path) -> str:
+    """``path`` as seen from ``root``."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _network(index: int, name: tuple[str, str], results: Results) -> dict[str, Any]:
+    model, data = name
+    originals = [t.stage("original") for t in results.trials if network_of(t) == name]
+    figures: dict[str, float | None] = {}
+    for key in ("top1", "top5", "perplexity", *_COSTS):
+        values = [v for original in originals if (v := number(original.get(key))) is not None]
+        figures[key] = _rounded(sum(values) / len(values)) if values else None
+    label = " on ".join(part for part in (model, data) if part) or "unnamed network"
+    return {"model": model, "data": data, "label": label, "original": figures}
+
+
+def _mean(value: Mean) -> list[float | None]:
+    found = [value.mean] if value.low is None else [value.mean, value.low, value.high]
+    return [_rounded(figure) for figure in found]
+
+
+def _point(point: Point) -> dict[str, Any]:
+    means = {name: _mean(value) for name, value in point.figures.items()}
+    return {"figures": means, "trials": point.trials}
+
+
+def _curve(curve: Curve) -> dict[str, Any]:
+    best = {
+        stage: {axis.name: [within(points, delta, axis.name) for delta in DELTAS] for axis in KEPT}
+        for stage, points in curve.points.items()
+    }
+    return {
+        "network": curve.network,
+        "label": curve.label,
+        "points": {stage: [_point(point) for point in points] for stage, points in curve.points.items()},
+        "best": best,
+        "seconds": {name: _rounded(value) for name, value in curve.seconds.items()},
+        "peak_bytes": curve.peak_bytes,
+        "trials": curve.trials,
+    }
+
+
+def _published(row: Json, networks: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    model = text(row.get("model"))
+    return {
+        **{name: text(row.get(name)) for name in ("work", "method", "measure", "source")},
+        "model": model,
+        "networks": [index for index, (name, _) in enumerate(networks) if name == model or not model],
+        **{name: _rounded(number(row.get(name))) for name in ("kept", "top1", "loss", "agreement")},
+        "retrained": row.get("retrained") if isinstance(row.get("retrained"), bool) else None,
+    }
+
+
+def _trial(
+    trial: Trial,
+    curve: int | None,
+    root: Path,
+    networks: Sequence[tuple[str, str]],
+    names: Names,
+    without: Sequence[str],
+) -> dict[str, Any]:
+    metrics = trial.metrics
+    target = target_of(trial)
+    found: dict[str, Any] = {
+        "folder": _beside(trial.folder, root),
+        "network": networks.index(network_of(trial)),
+        "curve": curve,
+        "target": " ".join(target) if isinstance(target, tuple) else target,
+        **{name: text(metrics.get(name)) for name in ("method", "seed", "repetition", "command")},
+    }
+    if trial.failed is not None:
+        return found | {"failed": trial.failed}
+    details: dict[str, Callable[[], Any]] = {
+        "layers": lambda: layers_of(trial, names, _rounded),
+        "classes": lambda: _classes(trial, names),
+        "spectra": lambda: spectra_of(trial, names, _rounded),
+    }
+    return {
+        **found,
+        "stages": {stage: _stage(trial, stage) for stage in ("original", *STAGES) if trial.stage(stage)},
+        "seconds": {
+            text(name): _rounded(number(value)) for name, value in table(metrics.get("seconds")).items()
+        },
+        "peak_bytes": number(table(metrics.get("memory")).get("peak_bytes")),
+        **{name: made for name, make in details.items() if name not in without and (made := make())},
+        **({"tradeoff": tradeoff} if (tradeoff := _tradeoff(metrics)) else {}),
+    }
+
+
+def _stage(trial: Trial, stage: str) -> dict[str, Any]:
+    """Counts, rates and what is kept, of one stage of a trial."""
+    figures = trial.stage(stage)
+    found: dict[str, Any] = {
+        name: _rounded(value)
+        for name in (*(axis.name for axis in QUALITIES), "loss", "examples", "file_bytes", *_COSTS)
+        if (value := number(figures.get(name))) is not None
+    }
+    if stage != "original":
+        found |= {
+            f"{name}_kept": _rounded(value)
+            for name, value in figures_of(trial, stage).items()
+            if name in {axis.name for axis in KEPT}
+        }
+    flips = [number(value) for value in table(figures.get("flips")).values()]
+    if flips and None not in flips:
+        found["flips"] = sum(value or 0 for value in flips)
+    for name, interval in table(figures.get("intervals")).items():
+        low, high = (number(table(interval).get(end)) for end in ("low", "high"))
+        if low is not None and high is not None:
+            found[f"{text(name)}_interval"] = [_rounded(low), _rounded(high)]
+    return found
+
+
+def _classes(trial: Trial, names: Names) -> list[list[Any]]:
+    """Per class: its name's place, examples, accuracy of the original, then accuracy and agreement by stage."""
+    before = {text(row.get("label")): row for row in rows(trial.stage("original").get("per_class"))}
+    after = {
+        stage: {text(row.get("label")): row for row in rows(trial.stage(stage).get("per_class"))}
+        for stage in STAGES
+    }
+    found = []
+    for label in dict.fromkeys(label for stage in (before, *after.values()) for label in stage):
+        line: list[Any] = [names.place(label)]
+        first = before.get(label) or next(found[label] for found in after.values() if label in found)
+        line += [number(first.get("examples")), _rounded(number(before.get(label, {}).get("accuracy")))]
+        for stage in STAGES:
+            row = after[stage].get(label, {})
+            line += [_rounded(number(row.get(name))) for name in ("accuracy", "agreement")]
+        found.append(line)
+    return found
+
+
+def _tradeoff(metrics: Json) -> list[list[float | None]]:
+    """Predicted (params kept, MACs kept, KL in nats), as far as they are known."""
+    found = [
+        [_rounded(number(row.get(name))) for name in ("params_fraction", "macs_fraction", "kl")]
+        for row in rows(metrics.get("tradeoff"))
+    ]
+    return [row for row in found if row[2] is not None]
+
+
+def _made(results: Results) -> dict[str, Any]:
+    """How the results came to be: commands, and every version and machine that took part."""
+    sources = [*results.experiments, *(trial.metrics for trial in results.trials)]
+
+    def distinct(values: Iterable[Any]) -> list[str]:
+        return list(dict.fromkeys(filter(None, map(text, values))))
+
+    versions: dict[str, list[str]] = {}
+    for source in sources:
+        for name, value in table(source.get("versions")).items():
+            versions.setdefault(text(name), []).append(text(value))
+    commands = distinct(e.get("command") for e in results.experiments)
+    if not commands:
+        commands = distinct(trial.metrics.get("command") for trial in results.trials)
+    times = sorted(
+        filter(None, (text(t.metrics.get(name)) for t in results.trials for name in ("started", "finished")))
+    )
+    return {
+        "commands": commands,
+        "versions": {name: distinct(values) for name, values in versions.items()},
+        "hardware": distinct(source.get("hardware") for source in sources),
+        "weights": distinct(trial.metrics.get("weights") for trial in results.trials),
+        "calibration": distinct(trial.metrics.get("calibration") for trial in results.trials),
+        "times": [times[0], times[-1]] if times else [],
+    }
