@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.report.synthetic import write_results
 
 from rankwise.cli import console
 from rankwise.cli.main import main
@@ -60,13 +61,14 @@ def test_compress_evaluate_and_compare_on_embedded_data(run: Run, tmp_path: Path
         "metrics.json",
         "model.safetensors",
         "plan.json",
+        "report.html",
     ]
     assert json.loads((tmp_path / "a" / "metrics.json").read_text()) == metrics
 
     second = run(*arguments, "--out", str(tmp_path / "b"))
     assert second.returncode == 0 and "top-1" in second.stdout
     assert (tmp_path / "a" / "plan.json").read_bytes() == (tmp_path / "b" / "plan.json").read_bytes()
-    table = [line for line in second.stdout.splitlines() if not line.startswith("written to")]
+    table = [line for line in second.stdout.splitlines() if not line.startswith(("written to", "page: "))]
     assert max(map(len, table)) <= 80
 
     file = str(tmp_path / "a" / "model.safetensors")
@@ -229,3 +231,23 @@ def test_the_demo_halves_the_macs_and_reloads_identically(tmp_path: Path) -> Non
     assert 0.49 <= metrics["compressed"]["macs_fraction"] <= 0.50
     assert metrics["reloaded_identical"] is True
     assert metrics["compressed"]["top1"] > 0.9
+
+
+def test_report_writes_the_page_and_names_what_it_cannot_read(run: Run, tmp_path: Path) -> None:
+    results = write_results(tmp_path / "runs", ["svd"], [0.3, 0.6], 2)
+    (results / "trials" / "0000" / "metrics.json").write_text("{")
+    shown = run("report", str(results), "--png", str(tmp_path / "figures"), "--out", str(tmp_path / "a.html"))
+    assert shown.returncode == 0 and "3 trials, 0 failed, 1 unreadable files" in shown.stdout
+    assert "0000/metrics.json: JSONDecodeError" in shown.stderr.replace("\n", "")
+    assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 4
+    told = json.loads(run("report", str(results), "--json").stdout)
+    assert (
+        told["page"] == str(results / "report.html") and told["trials"] == 3 and len(told["unreadable"]) == 1
+    )
+
+
+def test_report_of_nothing_is_an_error(run: Run, tmp_path: Path) -> None:
+    assert run("report", str(tmp_path)).returncode == 1
+    assert "holds no metrics.json" in run("report", str(tmp_path)).stderr
+    assert "one or the other" in run("report", str(tmp_path), "--watch", "--json").stderr

@@ -42,7 +42,11 @@ def metrics(
             "macs_fraction": macs,
             "bytes_fraction": target,
             "examples": 10000,
-            "flips": {"right_to_wrong": round(900 * (1 - target)), "wrong_to_right": 90, "wrong_to_wrong": 60},
+            "flips": {
+                "right_to_wrong": round(900 * (1 - target)),
+                "wrong_to_right": 90,
+                "wrong_to_wrong": 60,
+            },
             "per_class": [
                 row
                 | {
@@ -120,7 +124,12 @@ def write_results(
 
 def experiment(trials: int, **more: Any) -> dict[str, Any]:
     """An experiment.json with two published works in it."""
-    alds = {"work": "Liebenwein et al. 2021", "model": "cifar10_resnet20", "method": "alds", "retrained": True}
+    alds = {
+        "work": "Liebenwein et al. 2021",
+        "model": "cifar10_resnet20",
+        "method": "alds",
+        "retrained": True,
+    }
     return {
         "format": "rankwise.experiment",
         "version": 1,
@@ -134,8 +143,9 @@ def experiment(trials: int, **more: Any) -> dict[str, Any]:
             {**alds, "measure": "params", "kept": 0.4, "top1": 0.914, "loss": 0.1, "source": "Figure 4"},
             {**alds, "measure": "macs", "kept": 0.327, "top1": 0.9092, "loss": 0.47, "source": "Table 1"},
             {
-                "work": "Zhang et al. 2016", "model": "cifar10_resnet20", "method": "pca", "measure": "params",
-                "kept": 0.502, "top1": 0.9099, "loss": 0.11, "agreement": None, "retrained": False,
+                "work": "Zhang et al. 2016", "model": "cifar10_resnet20", "method": "pca",
+                "measure": "params", "kept": 0.502, "top1": 0.9099, "loss": 0.11, "agreement": None,
+                "retrained": False,
             },
         ],
         **more,

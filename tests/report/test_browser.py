@@ -1,4 +1,4 @@
-"""The page in a real browser, opened from disk: every curve has its points, and it asks no one for anything."""
+"""The page in a real browser, opened from disk: every curve has its points, and no one is asked for more."""
 
 import json
 import shutil
@@ -76,7 +76,9 @@ class Browser:
     def requests(self) -> list[str]:
         """Every address that the open page asked for."""
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        asked = [
+            m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"
+        ]
         return [url for url in asked if not url.startswith("data:")]
 
     def complaints(self) -> list[Any]:
@@ -101,9 +103,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep with published rows, a failed trial, an unreadable file and hostile names."""
     out = tmp_path_factory.mktemp("sweep")
     write_results(out, [*METHODS[:3], HOSTILE], repetitions=3, recovered=True)
-    write_json(
-        out / "experiment.json", experiment(60, title=HOSTILE, description=HOSTILE, command=HOSTILE)
-    )
+    write_json(out / "experiment.json", experiment(60, title=HOSTILE, description=HOSTILE, command=HOSTILE))
     failed = {"method": HOSTILE, "failed": f"BudgetError: {HOSTILE}", "target": 0.01, "measure": "params"}
     write_json(out / "trials" / "f" / "metrics.json", failed)
     (out / "trials" / "u").mkdir()
@@ -124,9 +124,7 @@ def expected(out: Path, method: str, stage: str, kept: str, quality: str) -> lis
     files = (out / "trials").glob("0*/metrics.json")
     trials = [m for m in (json.loads(file.read_text()) for file in files) if m["method"] == method]
     groups = [[m[stage] for m in trials if m["target"] == target] for target in TARGETS]
-    return [
-        (100 * mean(t[f"{kept}_fraction"] for t in g), 100 * mean(t[quality] for t in g)) for g in groups
-    ]
+    return [(100 * mean(t[f"{kept}_fraction"] for t in g), 100 * mean(t[quality] for t in g)) for g in groups]
 
 
 def close(found: list[tuple[float, float]], wanted: list[tuple[float, float]]) -> bool:
@@ -153,7 +151,9 @@ def test_every_curve_has_its_points_and_nothing_is_asked_for(browser: Browser, s
         front = pareto(point for curve in curves for point in curve)
         assert close(traces["Pareto front"], front)
         published = {"params": 3, "macs": 1, "bytes": 0}[kept] if quality == "top1" else 0
-        assert sum(len(points) for name, points in traces.items() if name.startswith("published")) == published
+        assert (
+            sum(len(points) for name, points in traces.items() if name.startswith("published")) == published
+        )
     assert browser.requests() == [f"file://{sweep}/report.html"]
     assert browser.complaints() == []
 
@@ -167,11 +167,14 @@ def test_what_users_wrote_is_shown_and_does_nothing(browser: Browser, sweep: Pat
         text = browser.js("return document.getElementById(arguments[0]).textContent", place)
         assert text.count("onerror=") >= count, place
     ticks = browser.js(
-        "return [...document.querySelectorAll('#classes-chart .ytick, #layers-chart .ytick')].map((t) => t.textContent)"
+        "return [...document.querySelectorAll('#classes-chart .ytick, #layers-chart .ytick')]"
+        ".map((t) => t.textContent)"
     )
     assert any("<b>svd</b>" in tick for tick in ticks)
     assert "One trial failed" in browser.js("return document.getElementById('failures').textContent")
-    assert "One file could not be read" in browser.js("return document.getElementById('failures').textContent")
+    assert "One file could not be read" in browser.js(
+        "return document.getElementById('failures').textContent"
+    )
     assert browser.complaints() == []
 
 
@@ -193,8 +196,9 @@ def test_filters_hover_and_click(browser: Browser, sweep: Path) -> None:
     chart = browser.driver.find_element("id", "tradeoff-chart")
     browser.js("document.activeElement.blur(); arguments[0].scrollIntoView({block: 'center'})", chart)
     x, y = browser.js(
-        "const c = arguments[0], l = c._fullLayout, t = c.data.find((t) => t.name === 'alds'), b = c.getBoundingClientRect();"
-        "return [b.left + l.xaxis._offset + l.xaxis.d2p(t.x[1]), b.top + l.yaxis._offset + l.yaxis.d2p(t.y[1])]",
+        "const c = arguments[0], { xaxis, yaxis } = c._fullLayout, b = c.getBoundingClientRect();"
+        "const t = c.data.find((t) => t.name === 'alds');"
+        "return [b.left + xaxis._offset + xaxis.d2p(t.x[1]), b.top + yaxis._offset + yaxis.d2p(t.y[1])]",
         chart,
     )
     mouse = ActionChains(browser.driver)
@@ -215,7 +219,8 @@ def test_table_at_fixed_loss(browser: Browser, sweep: Path) -> None:
     for delta in (0.5, 1, 2, 3):
         browser.choose("delta", str(delta))
         rows = browser.js(
-            "return [...document.querySelectorAll('#loss-table tbody tr')].map((r) => [...r.children].map((c) => c.textContent))"
+            "return [...document.querySelectorAll('#loss-table tbody tr')]"
+            ".map((r) => [...r.children].map((c) => c.textContent))"
         )
         found = {row[0]: row[1] for row in rows}
         for method in METHODS[:3]:
@@ -235,7 +240,10 @@ def test_by_keyboard_in_both_themes_and_on_a_phone(browser: Browser, sweep: Path
     browser.js("document.querySelector('#kept input:checked').focus()")
     active.active_element.send_keys(Keys.ARROW_RIGHT)
     assert browser.js("return document.activeElement.value") == "macs"
-    assert browser.js("return document.getElementById('tradeoff-chart').layout.xaxis.title.text") == "MACs kept, %"
+    assert (
+        browser.js("return document.getElementById('tradeoff-chart').layout.xaxis.title.text")
+        == "MACs kept, %"
+    )
     page = "return getComputedStyle(document.body).backgroundColor"
     first = browser.js(page)
     browser.click("#theme")
@@ -256,7 +264,9 @@ def test_one_compression_alone(browser: Browser, tmp_path: Path) -> None:
     folder = tmp_path / "trials" / "0000"
     page = write_page(read_results(folder))
     browser.open(f"file://{page}")
-    hidden = browser.js("return ['tradeoff', 'loss', 'picker'].map((id) => document.getElementById(id).hidden)")
+    hidden = browser.js(
+        "return ['tradeoff', 'loss', 'picker'].map((id) => document.getElementById(id).hidden)"
+    )
     assert hidden == [True, True, True]
     tiles = browser.js("return document.getElementById('tiles').textContent")
     assert "parameters kept" in tiles and "agreement with the original" in tiles
@@ -272,7 +282,9 @@ def test_the_served_page_follows_the_sweep(browser: Browser, tmp_path: Path) -> 
             browser.open(server.url)
             assert list(browser.traces()) == ["svd", *browser_published()]
             write_results(tmp_path / "more", ["pca"], [0.5, 0.8], 1)
-            browser.wait("return document.getElementById('tradeoff-chart').data.some((t) => t.name === 'pca')")
+            browser.wait(
+                "return document.getElementById('tradeoff-chart').data.some((t) => t.name === 'pca')"
+            )
             assert browser.complaints() == []
             assert {url.removeprefix(server.url) for url in browser.requests()} == {"", "state", "data"}
         finally:

@@ -33,5 +33,5 @@ def test_names_stay_in_the_folder(tmp_path: Path) -> None:
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     write_results(tmp_path, ["svd"], [0.3], 1)
-    with pytest.raises(RankwiseError, match="'gif'.*pdf and png"):
+    with pytest.raises(RankwiseError, match=r"'gif'.*pdf and png"):
         write_figures(read_results(tmp_path), tmp_path, "gif")

@@ -115,8 +115,8 @@ def test_a_page_too_large_leaves_details_out_and_says_which(
 def test_layers_come_from_the_plan_where_metrics_have_none(tmp_path: Path) -> None:
     write_results(tmp_path, ["svd"], [0.5], 1, layers=None)
     edit = {
-        "op": "replace", "target": "fc", "choice": {"rank": 2}, "before": {"params": 8}, "after": {"params": 4},
-        "error": 1.0, "scale": 4.0,
+        "op": "replace", "target": "fc", "choice": {"rank": 2}, "error": 1.0, "scale": 4.0,
+        "before": {"params": 8}, "after": {"params": 4},
     }  # fmt: skip
     kept = {"op": "keep", "target": "head", "before": {"params": 3}, "after": {"params": 3}}
     write_json(tmp_path / "trials" / "0000" / "plan.json", {"edits": [edit, kept]})

@@ -24,6 +24,7 @@ from rankwise.io import save
 from rankwise.models import LoadedModel, load_model
 from rankwise.plan import Plan, plan_of
 from rankwise.reapply import apply as apply_plan
+from rankwise.report.page import write_page_beside
 
 Metrics = dict[str, Any]
 
@@ -71,12 +72,14 @@ def compress(
                calibration, seed, include, exclude, multiple_of, max_memory, fold_batchnorm)  # fmt: skip
     with progress_bars(quiet=json) as progress:
         metrics = execute(run, out, progress)
+    page = "" if out is None else write_page_beside(out)
     if json:
         print_json(metrics)
         return
     print_metrics(f"{model}, {method}, {allocator}, budget {budget}", metrics)
     if out is not None:
         typer.echo(f"written to {out}: {MODEL_FILE}, {PLAN_FILE}, {METRICS_FILE}")
+        typer.echo(page)
 
 
 def _run(

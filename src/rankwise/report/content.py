@@ -176,7 +176,7 @@ def _stage(trial: Trial, stage: str) -> dict[str, Any]:
 
 
 def _classes(trial: Trial, names: Names) -> list[list[Any]]:
-    """Per class: its name's place, examples, accuracy of the original, then accuracy and agreement by stage."""
+    """Per class: its name's place, examples, the original's accuracy; accuracy and agreement by stage."""
     before = {text(row.get("label")): row for row in rows(trial.stage("original").get("per_class"))}
     after = {
         stage: {text(row.get("label")): row for row in rows(trial.stage(stage).get("per_class"))}

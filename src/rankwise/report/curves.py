@@ -15,7 +15,7 @@ DELTAS = (0.5, 1.0, 2.0, 3.0)  # points of accuracy lost that the table may allo
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows: a figure's name, its words, its unit ("%" for fractions), whether more is better."""
+    """What an axis shows: a figure's name, its words, its unit ("%": fractions), whether more is better."""
 
     name: str
     label: str
@@ -86,9 +86,7 @@ def mean(values: Sequence[float], low: float | None = None, high: float | None =
     deviation = sqrt(sum((value - middle) ** 2 for value in values) / (n - 1))
     half = float(student.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / sqrt(n)
     bottom, top = middle - half, middle + half
-    return Mean(
-        middle, bottom if low is None else max(bottom, low), top if high is None else min(top, high)
-    )
+    return Mean(middle, bottom if low is None else max(bottom, low), top if high is None else min(top, high))
 
 
 def figures_of(trial: Trial, stage: str) -> dict[str, float]:

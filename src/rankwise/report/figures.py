@@ -12,7 +12,7 @@ from rankwise.report.trials import STAGES, Json, Results, number, text
 COLOURS = ("#0072b2", "#c4510a", "#00855f", "#b0578d", "#a97400", "#2d93cf", "#5f6875")
 MARKERS = ("o", "s", "D", "^", "P")
 DASHES = ("-", "--", ":")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
@@ -126,8 +126,8 @@ def _line(axes: Any, place: int, label: str, points: Any, kept: str, quality: st
     x = [100 * point.figures[kept].mean for point in points]
     y = [point.figures[quality] for point in points]
     axes.plot(
-        x, [100 * value.mean for value in y], DASHES[turn % len(DASHES)],
-        marker=MARKERS[(place + turn) % len(MARKERS)], color=colour, label=label.replace("$", r"\$"), zorder=3,
+        x, [100 * value.mean for value in y], DASHES[turn % len(DASHES)], color=colour, zorder=3,
+        marker=MARKERS[(place + turn) % len(MARKERS)], label=label.replace("$", r"\$"),
     )  # fmt: skip
     if all(value.low is not None for value in y):
         band = [[100 * (value.low, value.high)[end] for value in y] for end in (0, 1)]

@@ -23,6 +23,7 @@ class Names:
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
+
 def layers_of(trial: Trial, names: Names, rounded: Round) -> list[list[Any]]:
     """Per layer: name and choice as places in ``names``, params and macs before and after, relative error."""
     found = []
@@ -70,4 +71,3 @@ def spectra_of(trial: Trial, names: Names, rounded: Round) -> dict[str, list[lis
             if value is not None and (at % every == 0 or at == len(known) - 1)
         ]
     return found
-
