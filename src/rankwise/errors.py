@@ -36,6 +36,10 @@ class DataError(RankwiseError):
     """A data set cannot be found or read, or lacks the split that was asked for."""
 
 
+class ExperimentError(RankwiseError):
+    """An experiment file is not understood, or its folder is in use; names the file, line and key."""
+
+
 class UnknownNameError(RankwiseError):
     """A name is not registered; the message holds the nearest names and the allowed ones."""
 

@@ -5,7 +5,7 @@ import sys
 import typer
 
 import rankwise
-from rankwise.cli import compression, demo, inspection, report
+from rankwise.cli import compression, demo, experiments, inspection, report
 from rankwise.cli.console import errors
 from rankwise.errors import RankwiseError
 
@@ -25,6 +25,9 @@ for command in (
     inspection.methods,
     compression.plan,
     compression.apply,
+    experiments.run,
+    experiments.results,
+    experiments.schema,
     report.report,
 ):
     app.command()(command)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rankwise.allocation import get_allocator
+from rankwise.allocation import Allocator, get_allocator
 from rankwise.errors import RankwiseError, UnknownNameError
 from rankwise.methods import get_method, methods, parse_methods
 
@@ -36,6 +36,10 @@ class Variant:
             **({"include": list(self.include)} if self.include else {}),
             **({"exclude": list(self.exclude)} if self.exclude else {}),
         }
+
+    def built_allocator(self) -> Allocator:
+        """The allocator with its options."""
+        return get_allocator(self.allocator, **self.allocator_options)
 
     @property
     def label(self) -> str:

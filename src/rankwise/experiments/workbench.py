@@ -84,7 +84,7 @@ class Workbench:
             budget,
             example=self.example,
             method=methods,
-            allocator=get_allocator(variant.allocator, **variant.allocator_options),
+            allocator=variant.built_allocator(),
             **common,
             **options,
         )
