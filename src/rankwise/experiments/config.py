@@ -1,6 +1,7 @@
 """What an experiment file may say, as typed sections; every name in it is checked when it is read."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -174,12 +175,55 @@ class Evaluation(Section):
     batch_size: int = Field(default=128, gt=0)
 
 
+class RecoveryRow(Section):
+    """What is done after compression: the name of a recovery, and its settings, if it has any."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        return _known("recovery", name, {*recoveries(), *RECOVERY_SETTINGS})
+
+    @model_validator(mode="after")
+    def _settings_exist(self) -> "RecoveryRow":
+        made = RECOVERY_SETTINGS.get(self.name)
+        allowed = [] if made is None else [f.name for f in fields(made)]
+        for name in self.settings:
+            if name not in allowed:
+                error = UnknownNameError(f"setting of recovery {self.name!r}", name, allowed or ["none"])
+                raise ValueError(str(error)) from error
+        if made is not None:
+            checked(made, **self.settings)
+        return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was given beside the name."""
+        return dict(self.model_extra or {})
+
+    @property
+    def label(self) -> str:
+        """For tables: the name and the settings that were given."""
+        return " ".join([self.name, *(f"{key}={value}" for key, value in self.settings.items())])
+
+
+RECOVERY_SETTINGS: dict[str, Any] = {}
+"""Per recovery with settings the dataclass that holds them."""
+
+
 class Schedule(Section):
     """Whether the budget is reached at once, or in several compressions one after another."""
 
     name: Literal["one-shot", "iterative"] = "one-shot"
     step: Fraction | None = Field(
         default=None, description="iterative: what every step may keep of what the step before left."
+    )
+
+    recover: Literal["last", "each"] = Field(
+        default="last", description="iterative: whether to recover after the last step or after each."
     )
 
     @model_validator(mode="after")
@@ -223,7 +267,9 @@ class Experiment(Section):
     measure: Measure = "params"
     budgets: list[Fraction] = Field(min_length=1, description="Fractions of the measure that are kept.")
     schedule: Schedule = Schedule()
-    recovery: Annotated[list[str], BeforeValidator(_listed)] = []
+    recovery: Annotated[list[RecoveryRow], BeforeValidator(_listed)] = Field(
+        default=[], description="What is done after compression, in order."
+    )
     repetitions: int | None = Field(default=None, gt=0, description="Seeds 0, 1, ... where none are named.")
     seeds: list[int] | None = Field(default=None, min_length=1)
     calibration: Calibration = Calibration()
@@ -243,11 +289,6 @@ class Experiment(Section):
     @classmethod
     def _data_exist(cls, data: str | None) -> str | None:
         return None if data is None else _known("data set", data, DATA, ("package.module:function",))
-
-    @field_validator("recovery")
-    @classmethod
-    def _recoveries_exist(cls, names: list[str]) -> list[str]:
-        return [_known("recovery", name, recoveries()) for name in names]
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rankwise.budget import Budget
-from rankwise.compress import Compression, compression
+from rankwise.compress import compression
 from rankwise.evaluation import evaluate
 from rankwise.experiments import machine
 from rankwise.experiments.context import Context
@@ -110,19 +110,15 @@ def run_trial(trial: Trial, context: Context, job: Job) -> dict[str, Any]:
 
 
 def _figures(trial: Trial, context: Context, folder: Path) -> dict[str, Any]:
-    original = context.original
-    done = _compressed(trial, context)
     watch = Stopwatch()
-    watch.add(done.seconds)
-    found: dict[str, Any] = {"original": original}
+    found: dict[str, Any] = {"original": context.original}
+    model, stage = _compressed(trial, context, watch), "compressed"
     with watch("evaluate"):
-        found["compressed"] = _judged(done.model, context)
-    model, stage = done.model, "compressed"
+        found[stage] = _judged(model, context)
     if trial.recovery:
-        with watch("recover"):
-            model, stage = _recovered(trial, done, context), "recovered"
+        model, stage = _recovered(trial, model, context, watch), "recovered"
         with watch("evaluate"):
-            found["recovered"] = _judged(model, context)
+            found[stage] = _judged(model, context)
     plan = plan_of(model)
     save(model, folder / MODEL_FILE)
     plan.save(folder / PLAN_FILE)
@@ -141,23 +137,26 @@ def _judged(model: nn.Module, context: Context) -> dict[str, Any]:
     return {**evaluate(model, context.test, context.decisions).to_json(), **cost, **fractions}
 
 
-def _compressed(trial: Trial, context: Context) -> Compression:
+def _compressed(trial: Trial, context: Context, watch: Stopwatch) -> nn.Module:
     """The network within the budget, at once or by the steps of the schedule."""
     bench, setting = context.bench, trial.setting
-    targets = step_targets(trial.schedule.step, trial.target)
     notes = {"model": setting.model, "data": setting.data, "calibration": len(bench.calibration.split)}
     options: dict[str, Any] = {
         "multiple_of": trial.multiple_of,
         "fold_batchnorm": trial.fold_batchnorm,
         "notes": notes,
     }
-    done = bench.compress(trial.variant, Budget(**{trial.measure: targets[0]}), **options)
-    for target in targets[1:]:
-        limit = int(target * getattr(bench.cost, trial.measure))
-        step = compression(
-            done.model,
+    first, *later = step_targets(trial.schedule.step, trial.target)
+    done = bench.compress(trial.variant, Budget(**{trial.measure: first}), **options)
+    watch.add(done.seconds)
+    model = done.model
+    for target in later:
+        if trial.schedule.recover == "each":
+            model = _recovered(trial, model, context, watch)
+        done = compression(
+            model,
             bench.calibration,
-            Budget(**{trial.measure: limit}),
+            Budget(**{trial.measure: int(target * getattr(bench.cost, trial.measure))}),
             example=bench.example,
             method=methods_of(trial.variant.method, trial.variant.options),
             allocator=trial.variant.built_allocator(),
@@ -166,11 +165,9 @@ def _compressed(trial: Trial, context: Context) -> Compression:
             seed=setting.seed,
             **options,
         )
-        watch = Stopwatch()
         watch.add(done.seconds)
-        watch.add(step.seconds)
-        done = Compression(step.model, done.plan + step.plan, done.original, step.final, watch.seconds)
-    return done
+        model = done.model
+    return model
 
 
 def step_targets(step: float | None, target: float) -> list[float]:
@@ -184,11 +181,13 @@ def step_targets(step: float | None, target: float) -> list[float]:
     return [*fractions, target]
 
 
-def _recovered(trial: Trial, done: Compression, context: Context) -> nn.Module:
-    model = duplicate(done.model)
-    changed = [edit.target for edit in done.plan.changes() if edit.op == "replace"]
-    for name in trial.recovery:
-        get_recovery(name)(model, context.model, context.bench.calibration, changed)
+def _recovered(trial: Trial, compressed: nn.Module, context: Context, watch: Stopwatch) -> nn.Module:
+    """A copy of ``compressed`` after all recoveries of ``trial``."""
+    model = duplicate(compressed)
+    changed = [edit.target for edit in plan_of(model).changes() if edit.op == "replace"]
+    with watch("recover"):
+        for row in trial.recovery:
+            get_recovery(row.name)(model, context.model, context.bench.calibration, changed)
     return model
 
 

@@ -3,7 +3,6 @@
 import os
 import platform
 import shlex
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,10 +15,10 @@ from rankwise.errors import ExperimentError
 from rankwise.experiments import machine
 from rankwise.experiments.config import Experiment
 from rankwise.experiments.engines import Engine
-from rankwise.experiments.execution import Job, folder_of
+from rankwise.experiments.execution import FAILURE_FILE, Job, folder_of
 from rankwise.experiments.trials import Trial
 from rankwise.files import json_text, write_text
-from rankwise.results import EXPERIMENT_FILE, read_metrics
+from rankwise.results import EXPERIMENT_FILE, METRICS_FILE, read_metrics
 
 FORMAT, VERSION = "rankwise.experiment", 1
 
@@ -83,12 +82,18 @@ def run_experiment(
         before = state_of(trials, out)
         todo = [*before.missing, *(before.failed if retry_failed else [])]
         for trial in todo:
-            shutil.rmtree(folder_of(trial, out), ignore_errors=True)
+            _tidy(folder_of(trial, out))
         if todo:
             watched = _Watched(todo, out, told, len(trials))
             engine.run(todo, Job(out, line), watched.look)
             watched.look()
         return state_of(trials, out)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the metrics of a trial that is done again, and what a killed process left half-written."""
+    for path in (folder / METRICS_FILE, folder / FAILURE_FILE, *folder.glob(".*.part*")):
+        path.unlink(missing_ok=True)
 
 
 class _Watched:

@@ -16,6 +16,7 @@ from rankwise.experiments.config import (
     Experiment,
     MethodRow,
     Network,
+    RecoveryRow,
     Schedule,
     Train,
 )
@@ -65,7 +66,7 @@ class Trial:
     measure: str
     target: float
     schedule: Schedule = ONE_SHOT
-    recovery: tuple[str, ...] = ()
+    recovery: tuple[RecoveryRow, ...] = ()
     multiple_of: int = 1
     fold_batchnorm: bool = False
     repetition: int = 0
@@ -86,7 +87,8 @@ class Trial:
             "measure": self.measure,
             "target": self.target,
             "schedule": self.schedule.model_dump(),
-            "recovery": list(self.recovery),
+            "recovery": [row.label for row in self.recovery],
+            "recovery_settings": [row.settings for row in self.recovery],
             "multiple_of": self.multiple_of,
             "fold_batchnorm": self.fold_batchnorm,
         }
