@@ -19,7 +19,7 @@ from rankwise.network.batches import batch_size, first_batch, forward, output_te
 from rankwise.network.batchnorm import fold_batchnorm_, following_batchnorm
 from rankwise.network.names import Patterns
 from rankwise.network.state import duplicate, preserved
-from rankwise.plan import Edit, Plan, attach_plan_, plan_of
+from rankwise.plan import Edit, Plan, attach_plan_, outputs_left, plan_of
 from rankwise.progress import Progress, Stopwatch, silent
 from rankwise.recipe import best_split
 from rankwise.recovery import get_recovery
@@ -324,7 +324,7 @@ def _recover(
         return
     if calibration is None:
         raise CalibrationError(f"Recovery {names[0]!r} needs calibration batches; none were given.")
-    changed = [edit.target for edit in edits if edit.op == "replace"]
+    changed = outputs_left(reference, edits)
     with watch("recover"):
         for name in names:
             get_recovery(name)(work, reference, calibration, changed)

@@ -1,18 +1,22 @@
 """The decision as data: an ordered list of edits, JSON, versioned, readable, editable, re-appliable."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from rankwise.errors import PlanError, UnknownNameError
 from rankwise.files import json_text, write_text
 from rankwise.methods import methods
 from rankwise.network.batchnorm import fold_batchnorm_
+from rankwise.network.layer import geometry_of
 from rankwise.network.select import apply_selection_, selection_from_json
 from rankwise.network.spec import rebuild
+from rankwise.network.state import duplicate
 from rankwise.network.surgery import get_module, replace_
 
 FORMAT = "rankwise.plan"
@@ -195,6 +199,31 @@ def reshape_(model: nn.Module, plan: Plan) -> None:
             raise PlanError(f"The plan's edit of {edit.target!r} does not say which channels are kept.")
         else:
             apply_selection_(model, selection_from_json(edit.selection))
+
+
+def outputs_left(original: nn.Module, edits: Iterable[Edit]) -> dict[str, list[int] | None]:
+    """For every layer that ``edits`` change: which outputs of ``original`` it still has, None for all.
+
+    Found by doing the selections on a copy whose biases count the channels.
+    """
+    edits = [edit for edit in edits if edit.op in ("replace", "select")]
+    left: dict[str, list[int] | None] = {edit.target: None for edit in edits if edit.op == "replace"}
+    chosen = [edit.selection for edit in edits if edit.op == "select" and edit.selection is not None]
+    if not chosen:
+        return left
+    counting = duplicate(original)
+    layers = {n: m for n, m in counting.named_modules() if geometry_of(m) is not None and n}
+    for module in layers.values():
+        geometry = geometry_of(module)
+        assert geometry is not None
+        module.bias = nn.Parameter(torch.arange(geometry.out_channels), requires_grad=False)
+    whole = {name: module.bias for name, module in layers.items()}
+    for selection in chosen:
+        apply_selection_(counting, selection_from_json(selection))
+    for name, module in layers.items():
+        if module.bias is not whole[name]:
+            left[name] = module.bias.tolist()
+    return left
 
 
 def _reshape_layer_(model: nn.Module, edit: Edit) -> None:

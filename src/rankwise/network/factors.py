@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from rankwise.network.layer import CONVS, TRANSPOSED, Geometry, Layer
+from rankwise.network.layer import CONVS, TRANSPOSED, Geometry, Layer, store_kernel_
 
 Count = int | npt.NDArray[np.int64]
 
@@ -102,17 +102,6 @@ def _factor_module(layer: Layer, factor: Factor) -> nn.Module:
     return types[geometry.ndim - 1](inputs, outputs, device=weight.device, dtype=weight.dtype, **options)
 
 
-def _store_weight(module: nn.Module, weight: torch.Tensor) -> None:
-    """Copy ``weight`` (nn.Conv layout) into ``module``, reordered for a transposed convolution."""
-    target = module.weight
-    assert isinstance(target, torch.Tensor)
-    if isinstance(module, TRANSPOSED):
-        per_group = weight.reshape(module.groups, -1, *weight.shape[1:])  # (G, out/G, in/G, *k)
-        weight = per_group.transpose(1, 2).flatten(0, 1)
-    with torch.no_grad():
-        target.copy_(weight.reshape(target.shape))
-
-
 def build_chain(
     layer: Layer,
     factors: Sequence[Factor],
@@ -132,7 +121,7 @@ def build_chain(
             module = part[1] if isinstance(part, nn.Sequential) else part
             carried = [layer.geometry.kernel_size[a] for a in sorted(factor.axes)]
             shape = (int(factor.outputs), int(factor.inputs) // int(factor.groups), *carried)
-            _store_weight(module, weight.reshape(shape))
+            store_kernel_(module, weight.reshape(shape))
             if bias is not None:
                 stored = module.bias
                 assert isinstance(stored, torch.Tensor)

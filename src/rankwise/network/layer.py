@@ -203,6 +203,25 @@ class Layer:
         return values
 
 
+def store_kernel_(module: nn.Module, kernel: torch.Tensor) -> None:
+    """Copy ``kernel`` into the weight of ``module``: what :meth:`Layer.kernel` reads, back.
+
+    Args:
+        module: of a kind that :func:`geometry_of` knows; its data type and device stay.
+        kernel: as many elements as ``(out_channels, in_channels / groups, *kernel_size)``, in that order.
+    """
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    if isinstance(module, TRANSPOSED):
+        groups = module.groups
+        shape = (groups, weight.shape[1], -1, *weight.shape[2:])  # (G, out/G, in/G, *k)
+        kernel = kernel.reshape(shape).transpose(1, 2).flatten(0, 1)
+    elif is_hf_conv1d(module):
+        kernel = kernel.reshape(weight.shape[::-1]).t()
+    with torch.no_grad():
+        weight.copy_(kernel.reshape(weight.shape))
+
+
 def is_hf_conv1d(module: nn.Module) -> bool:
     """Whether ``module`` is transformers' ``Conv1D`` (a linear layer with a transposed weight)."""
     known = ("transformers.pytorch_utils", "Conv1D")

@@ -66,6 +66,17 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Run ``model`` in evaluation mode; training flags are restored on exit, nothing else is."""
+    training = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, flag in training:
+            module.training = flag
+
+
+@contextmanager
 def unfused() -> Iterator[None]:
     """Run every module by itself: no fused inference kernels of transformers, no compiled graphs.
 

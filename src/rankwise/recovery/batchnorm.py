@@ -1,6 +1,6 @@
 """New running statistics for BatchNorm layers, without labels."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rankwise.errors import CalibrationError
 from rankwise.network.batches import forward
 from rankwise.network.state import preserved
+from rankwise.recovery.holdout import hold_out, unless_harmful_
 from rankwise.recovery.moments import Moments, channel_moments, merged
-from rankwise.recovery.registry import register_recovery
+from rankwise.recovery.registry import Layers, register_recovery
 
 RATIO = 1e4  # the variance changes at most by this factor, so that dead channels stay harmless
 
@@ -190,12 +191,14 @@ def recalibrate_batchnorm_(
 
 
 @register_recovery("batchnorm")
-def _anchored(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Sequence[str]) -> None:
-    """BatchNorm recalibration that keeps what training left in the original's statistics."""
-    recalibrate_batchnorm_(model, batches, original=original)
+def _anchored(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Layers) -> None:
+    """BatchNorm recalibration that keeps what training left in the original's statistics, where it helps."""
+    fit, held = hold_out(batches)
+    unless_harmful_(model, original, held, lambda: recalibrate_batchnorm_(model, fit, original=original))
 
 
 @register_recovery("batchnorm-plain")
-def _plain(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Sequence[str]) -> None:
-    """BatchNorm recalibration to the statistics of the calibration examples as they are."""
-    recalibrate_batchnorm_(model, batches)
+def _plain(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Layers) -> None:
+    """BatchNorm recalibration to the statistics of the calibration examples as they are, where it helps."""
+    fit, held = hold_out(batches)
+    unless_harmful_(model, original, held, lambda: recalibrate_batchnorm_(model, fit))

@@ -14,15 +14,15 @@ from rankwise.network.batches import forward
 from rankwise.network.layer import geometry_of
 from rankwise.network.state import preserved, unfused
 from rankwise.recovery.moments import Moments, channel_moments, merged
-from rankwise.recovery.registry import register_recovery
+from rankwise.recovery.registry import Layers, register_recovery
 
 
-def _biased(module: nn.Module) -> torch.Tensor | None:
+def biased(module: nn.Module) -> torch.Tensor | None:
     """The bias that is added to the output of ``module``, a layer or what rankwise replaces one by."""
     if isinstance(module, nn.Sequential):
-        return _biased(module[-1]) if len(module) else None
+        return biased(module[-1]) if len(module) else None
     if isinstance(module, fx.GraphModule):  # branches whose outputs are added
-        return next((b for b in map(_biased, module.children()) if b is not None), None)
+        return next((b for b in map(biased, module.children()) if b is not None), None)
     bias = getattr(module, "bias", None)
     return bias if isinstance(bias, torch.Tensor) else None
 
@@ -126,7 +126,7 @@ def correct_bias_(
     places = dict.fromkeys(layers, "none")
     with torch.no_grad():
         for name, shift in correction.shifts().items():
-            bias, reader = _biased(correction.layers[name][0]), correction.readers.get(name)
+            bias, reader = biased(correction.layers[name][0]), correction.readers.get(name)
             if bias is not None:
                 bias.add_(shift.to(bias.dtype))
                 places[name] = "bias"
@@ -137,6 +137,6 @@ def correct_bias_(
 
 
 @register_recovery("bias")
-def _bias(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Sequence[str]) -> None:
+def _bias(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Layers) -> None:
     """Output-mean bias correction of the replaced layers."""
-    correct_bias_(model, original, batches, layers)
+    correct_bias_(model, original, batches, list(layers))

@@ -1,16 +1,19 @@
 """Recoveries by name, all with one signature."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from rankwise.errors import UnknownNameError
 
-Recovery = Callable[[nn.Module, nn.Module, Iterable[Any], Sequence[str]], None]
+Layers = Mapping[str, Sequence[int] | None] | Sequence[str]
+"""The layers that compression changed; a mapping says which of their outputs are left (None: all)."""
+
+Recovery = Callable[[nn.Module, nn.Module, Iterable[Any], Layers], None]
 """``recover(model, original, batches, layers)`` changes ``model`` in place.
 
-``layers`` are the names of the layers that compression replaced; ``batches`` may be iterated over
+``layers`` are the layers that compression changed; ``batches`` may be iterated over
 more than once; no recovery here needs labels. ``original`` is left as it was.
 """
 

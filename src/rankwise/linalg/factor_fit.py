@@ -1,0 +1,185 @@
+"""Factors of a linear map fitted to a matrix in a metric: damped Gauss-Newton, whatever the factors are."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.func import jvp, vjp
+
+from rankwise.linalg.lowrank import symmetric_power
+
+Tensor = torch.Tensor
+Factors = dict[str, Tensor]
+Map = Callable[[Mapping[str, Tensor]], Tensor]
+Pull = Callable[[Tensor], Factors]
+_TRIALS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """``sum over g of tr(G_g (A_g - T_g) M_g (A_g - T_g)')`` as a function of matrices A.
+
+    Args:
+        target: T, (groups, rows, columns).
+        moment: M, (groups, columns, columns), positive semidefinite.
+        metric: G, (groups, rows, rows), positive semidefinite; None is the identity.
+    """
+
+    target: Tensor
+    moment: Tensor
+    metric: Tensor | None = None
+
+    def weigh(self, difference: Tensor) -> Tensor:
+        """G D M, half the gradient at D."""
+        weighed = difference @ self.moment
+        return weighed if self.metric is None else self.metric @ weighed
+
+    def value(self, matrix: Tensor) -> float:
+        """The quadratic at A = ``matrix``."""
+        difference = matrix - self.target
+        return max(float((difference * self.weigh(difference)).sum()), 0.0)
+
+
+def reduced_rank(goal: Quadratic, rank: int) -> tuple[Tensor, Tensor]:
+    """The factors R (groups, rank, columns) and L (groups, rows, rank) whose product L R minimises ``goal``.
+
+    With G^(1/2) T M^(1/2) = U S V' the minimiser is G^(-1/2) U_r S_r V_r' M^(-1/2) (Eckart-Young); the
+    metrics must be positive definite. L has orthogonal columns of the same norm as the rows of R, on
+    average, so that both can be trained.
+    """
+    root, inverse = symmetric_power(goal.moment, 0.5), symmetric_power(goal.moment, -0.5)
+    weighed = goal.target @ root
+    if goal.metric is not None:
+        weighed = symmetric_power(goal.metric, 0.5) @ weighed
+    u, s, v = torch.linalg.svd(weighed, full_matrices=False)
+    left = u[:, :, :rank] * s[:, None, :rank]
+    if goal.metric is not None:
+        left = symmetric_power(goal.metric, -0.5) @ left
+    basis, triangle = torch.linalg.qr(left)
+    right = triangle @ v[:, :rank] @ inverse
+    scale = (
+        right.square().mean((1, 2), keepdim=True).clamp_min(1e-300).sqrt()
+        / basis.square().mean((1, 2), keepdim=True).clamp_min(1e-300).sqrt()
+    )
+    return right / scale.sqrt(), basis * scale.sqrt()
+
+
+def _linearised(compose: Map, at: Factors) -> tuple[Tensor, Pull]:
+    """The matrix at ``at``, and the adjoint of its derivative there."""
+    found: Any = vjp(compose, at)
+    return found[0], lambda weighed: found[1](weighed)[0]
+
+
+def _dot(a: Factors, b: Factors) -> float:
+    return float(sum((a[name] * b[name]).sum() for name in a))
+
+
+def _axpy(a: Factors, factor: float, b: Factors) -> Factors:
+    return {name: a[name] + factor * b[name] for name in a}
+
+
+def _conjugate_gradients(
+    apply: Callable[[Factors], Factors], gradient: Factors, diagonal: Factors, inner: int
+) -> Factors:
+    """Preconditioned conjugate gradients for ``apply(x) = -gradient``."""
+    x = {name: torch.zeros_like(g) for name, g in gradient.items()}
+    r = {name: -g for name, g in gradient.items()}
+    z = {name: r[name] / diagonal[name] for name in r}
+    p, rz = z, _dot(r, z)
+    start = rz
+    for _ in range(inner):
+        if rz <= 1e-10 * start or rz <= 0:
+            break
+        product = apply(p)
+        curvature = _dot(p, product)
+        if curvature <= 0:
+            break
+        alpha = rz / curvature
+        x, r = _axpy(x, alpha, p), _axpy(r, -alpha, product)
+        z = {name: r[name] / diagonal[name] for name in r}
+        rz, old = _dot(r, z), rz
+        p = _axpy(z, rz / old, p)
+    return x
+
+
+def fit_factors(
+    compose: Map,
+    factors: Factors,
+    goal: Quadratic,
+    *,
+    iterations: int = 8,
+    inner: int = 20,
+    tolerance: float = 1e-4,
+) -> Factors:
+    """Factors near ``factors`` whose matrix ``compose(factors)`` has a smaller value of ``goal``.
+
+    Levenberg-Marquardt steps (Levenberg 1944, Marquardt 1963) whose normal equations are solved by
+    conjugate gradients and never formed; the damping is relative to the mean diagonal per factor. The
+    value never rises.
+
+    Args:
+        compose: differentiable, from factors by name to (groups, rows, columns).
+        factors: where to start, float64.
+        goal: what is minimised.
+        iterations: most steps.
+        inner: most conjugate-gradient products per step.
+        tolerance: stops where a step gains less than this share of the value.
+    """
+    damping, value = 1e-3, goal.value(compose(factors))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(iterations):
+        model = _Model.at(compose, factors, goal, generator)
+        for _ in range(_TRIALS):
+            trial = _axpy(factors, 1.0, model.step(damping, inner))
+            reached = goal.value(compose(trial))
+            if reached < value:
+                break
+            damping *= 8
+        else:
+            return factors
+        gain, value, factors = value - reached, reached, trial
+        damping = max(damping / 4, 1e-6)
+        if gain < tolerance * value:
+            break
+    return factors
+
+
+@dataclass(frozen=True, eq=False)
+class _Model:
+    """The Gauss-Newton model of a goal around some factors."""
+
+    gradient: Factors
+    curvature: Callable[[Factors], Factors]
+    mean: dict[str, Tensor]  # mean diagonal of the curvature, per factor
+
+    @classmethod
+    def at(cls, compose: Map, factors: Factors, goal: Quadratic, generator: torch.Generator) -> "_Model":
+        matrix, pull = _linearised(compose, factors)
+
+        def curvature(v: Factors) -> Factors:
+            return pull(goal.weigh(jvp(compose, (factors,), (v,))[1]))
+
+        mean = _mean_diagonal(curvature, factors, generator)
+        return cls(pull(goal.weigh(matrix - goal.target)), curvature, mean)
+
+    def step(self, damping: float, inner: int) -> Factors:
+        """The step that minimises the model plus ``damping`` times the mean diagonal."""
+
+        def damped(v: Factors) -> Factors:
+            return {name: c + damping * self.mean[name] * v[name] for name, c in self.curvature(v).items()}
+
+        return _conjugate_gradients(damped, self.gradient, self.mean, inner)
+
+
+def _mean_diagonal(
+    apply: Callable[[Factors], Factors], like: Factors, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """The mean diagonal of each factor's block (Hutchinson's estimate from one draw of signs)."""
+    means = {}
+    for name in like:
+        signs = {n: torch.zeros_like(f) for n, f in like.items()}
+        signs[name] = torch.randint(0, 2, like[name].shape, generator=generator).double() * 2 - 1
+        product = apply(signs)[name]
+        means[name] = ((product * signs[name]).mean()).clamp_min(1e-30)
+    return means

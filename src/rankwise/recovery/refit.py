@@ -1,0 +1,225 @@
+"""Closed-form recovery: every layer refitted, in order, onto what the original network does there.
+
+Sequential anchored reduced-rank regression with residual correction: no labels, no training. After
+Zhang et al. 2015 (arXiv 1505.06798, section 3.2.2: targets of the original, inputs of the compressed
+network) and He et al. 2017 (arXiv 1707.06168, section 3.2: skip connections).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankwise.errors import CalibrationError
+from rankwise.linalg.metric import damped
+from rankwise.network.additions import Sight, sights
+from rankwise.network.batches import batch_size, forward, output_tensor, to_device
+from rankwise.network.batchnorm import following_batchnorm
+from rankwise.network.find import find_layers
+from rankwise.network.layer import Layer
+from rankwise.network.replay import Replay
+from rankwise.network.state import evaluating, preserved, unfused
+from rankwise.recovery.bias import biased
+from rankwise.recovery.divergence import has_classes
+from rankwise.recovery.holdout import SHARE, hold_out, unless_harmful_
+from rankwise.recovery.registry import Layers, register_recovery
+from rankwise.recovery.regression import Regression, Subject
+from rankwise.recovery.wanted import Pair, Wanted, shared_batchnorm
+from rankwise.statistics import LayerStatistics, collect
+from rankwise.statistics.accumulate import Accumulator
+
+Tensor = torch.Tensor
+
+RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+
+
+@dataclass(frozen=True)
+class Refit:
+    """Settings of the closed-form recovery.
+
+    Args:
+        ridges: weights that hold a layer at what it is, relative to the mean variance of an input; the
+            best on held-out examples is taken, layer by layer.
+        holdout: share of the batches held out; they choose the ridge and accept or refuse each layer.
+        residual: fit the sum behind a skip connection instead of the layer's own output, so that the
+            errors of earlier layers are corrected, not carried along.
+        gradient: weigh output errors of factorised layers by the loss gradient's second moment in the
+            original network (labels drawn from its own softmax), as ``kfac`` does.
+        damping: added to that weight, relative to its mean diagonal.
+        iterations: Gauss-Newton steps on the factors of a layer, where there are more than two.
+        largest: columns of a layer's matrix up to which it is refitted: its sums take that squared.
+    """
+
+    ridges: tuple[float, ...] = RIDGES
+    holdout: float = SHARE
+    residual: bool = True
+    gradient: bool = True
+    damping: float = 0.01
+    iterations: int = 8
+    largest: int = 4608
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What became of one layer: its error on held-out examples before and after, and the ridge.
+
+    ``reason`` says why a layer was left as it was.
+    """
+
+    before: float = 0.0
+    after: float = 0.0
+    ridge: float | None = None
+    reason: str | None = None
+
+
+def refit_(
+    model: nn.Module,
+    original: nn.Module,
+    batches: Iterable[Any],
+    layers: Layers = (),
+    settings: Refit | None = None,
+) -> dict[str, Fitted]:
+    """Refit every layer of ``model``, dense ones too, onto what ``original`` does there.
+
+    In the order of execution, with all earlier layers already refitted: the layer's input patches u in
+    ``model`` are regressed onto its output y in ``original``, corrected for what earlier layers left of
+    the skip connection that is added to it; the ridge holds the layer at the original's weights. A layer
+    of two factors gets the best of their rank (reduced-rank regression), one of several (CP, Tucker)
+    Gauss-Newton steps on all its factors. What the mean leaves goes into the bias, or out of the mean
+    of the BatchNorm that reads the layer. No parameter is added.
+
+    Args:
+        model: a compressed network; changed in place.
+        original: the network that it comes from, with the same names of modules; left as it is.
+        batches: calibration batches, read once per layer; labels are not read.
+        layers: for layers that lost outputs, which of the original's outputs they still have, in order.
+        settings: see :class:`Refit`.
+
+    Returns:
+        What became of each layer, in order.
+
+    Raises:
+        CalibrationError: no batches, or NaN or infinite values, with the layer.
+    """
+    with unfused(), preserved(original), evaluating(original), evaluating(model):
+        return _Run(model, original, batches, layers, settings or Refit()).all()
+
+
+class _Run:
+    """One run over all layers."""
+
+    def __init__(
+        self, model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Layers, settings: Refit
+    ) -> None:
+        self.model, self.original, self.settings = model, original, settings
+        self.kept = layers if isinstance(layers, Mapping) else {}
+        self.fit, self.held = hold_out(batches, settings.holdout)
+        if not len(self.fit):
+            raise CalibrationError("The closed-form refit was given no calibration batches; it needs one.")
+        self.device = next((p.device for p in original.parameters()), torch.device("cpu"))
+        self.example = to_device(next(iter(self.fit)), self.device)
+        self.norms = following_batchnorm(original, self.example)
+        self.replays = Replay(original, self.example), Replay(model, self.example)
+
+    def all(self) -> dict[str, Fitted]:
+        """Every layer that may be touched, in order."""
+        found = [layer for layer in find_layers(self.original, self.example) if layer.reason is None]
+        subjects = [s for layer in found if (s := Subject.of(layer, self.model)) is not None]
+        metrics = self._metrics([s for s in subjects if s.chain])
+        return {s.layer.name: self._refit(s, metrics.get(s.layer.name)) for s in subjects}
+
+    def _metrics(self, chains: Sequence[Subject]) -> dict[str, Tensor]:
+        """Second moments of the loss gradient at the outputs of ``chains`` in the original network."""
+        with torch.no_grad():
+            logits = output_tensor(forward(self.original, self.example))
+        layers = [s.layer for s in chains if s.geometry.out_channels == s.layer.geometry.out_channels]
+        if not self.settings.gradient or not layers or not has_classes(logits):
+            return {}
+        wanted = {layer.name: frozenset({"gradient"}) for layer in layers}
+        found = collect(self.original, layers, self.fit, wanted)  # type: ignore[arg-type] # literal
+        damping = self.settings.damping
+        return {n: damped(s.gradient_moment, damping) for n, s in found.items() if s.positions > 0}
+
+    def _refit(self, subject: Subject, metric: Tensor | None) -> Fitted:
+        columns, largest = subject.geometry.columns, self.settings.largest
+        if columns > largest:
+            return Fitted(reason=f"its matrix has {columns} columns; at most {largest} are refitted")
+        fit, held = self._statistics(subject)
+        if fit.positions <= 0:
+            return Fitted(reason="no calibration example reached it")
+        place = self._place(subject)
+        regression = Regression(
+            fit, held if held.positions > 0 else fit, place is not None, metric,
+            self.settings.ridges, self.settings.iterations,
+        )  # fmt: skip
+        found = regression.solve(subject)
+        if not found.after < found.before:
+            return Fitted(found.before, found.before, None, "held-out examples speak against it")
+        found.store_(subject)
+        if place is not None:
+            place(found.intercept)
+        return Fitted(found.before, found.after, found.ridge)
+
+    def _statistics(self, subject: Subject) -> tuple[LayerStatistics, LayerStatistics]:
+        """Moments of patches and targets over the examples to fit and over those held out."""
+        layer = Layer(subject.path, subject.module, subject.geometry)
+        axis = -1 if layer.geometry.kind == "linear" else 1
+        wanted = Wanted(self.kept.get(subject.layer.name), axis, self.settings.residual)
+        pairs: dict[str | None, Pair | None] = {}
+        found: list[LayerStatistics] = []
+        for part in (self.fit, self.held):
+            sums = Accumulator(layer, subject.module, frozenset({"input", "target"}), 0, 0)
+            examples = 0
+            if found and part is self.fit:
+                return found[0], found[0]
+            for index, batch in enumerate(part, part.start):
+                batch = to_device(batch, self.device)
+                examples += batch_size(batch)
+                for first, second in self._calls(subject, batch, index):
+                    if first.batchnorm not in pairs:
+                        pairs[first.batchnorm] = shared_batchnorm(self.original, self.model, first, second)
+                    target = wanted.target(first, second, pairs[first.batchnorm])
+                    sums.update(second.input, target, None, target)
+            found.append(sums.finish(examples))
+        return found[0], found[1]
+
+    def _calls(self, subject: Subject, batch: Any, index: int) -> list[tuple[Sight, Sight]]:
+        """What each call of the layer sees in both networks."""
+        name, calls = subject.layer.name, subject.layer.calls
+        with self.replays[0].until(name, index):
+            before = sights(self.original, batch, name, calls)
+        with self.replays[1].until(subject.path, index):
+            now = sights(self.model, batch, subject.path, calls)
+        if len(before) != len(now):
+            raise CalibrationError(
+                f"Layer {name!r} is called {len(before)} times by the original network and {len(now)} times "
+                "by the compressed one; the refit needs the same calls."
+            )
+        return list(zip(before, now, strict=True))
+
+    def _place(self, subject: Subject) -> Callable[[Tensor], None] | None:
+        """Stores an intercept: as the bias, or out of the mean of the BatchNorm that reads the layer."""
+        bias = biased(subject.module)
+        norm = self.norms.get(subject.layer.name)
+        mean = None if norm is None else self.model.get_submodule(norm).running_mean
+        if bias is not None:
+            return lambda value: _copy(bias, value)
+        if isinstance(mean, Tensor):
+            return lambda value: _copy(mean, mean.double() - value.to(mean.device))
+        return None
+
+
+def _copy(tensor: Tensor, value: Tensor) -> None:
+    with torch.no_grad():
+        tensor.copy_(value.reshape(tensor.shape))
+
+
+@register_recovery("closed-form")
+def _closed_form(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Layers) -> None:
+    """Sequential anchored regression of every layer, undone where held-out outputs are then further away."""
+    fit, held = hold_out(batches)
+    if not len(fit):
+        raise CalibrationError("The closed-form refit was given no calibration batches; it needs one.")
+    unless_harmful_(model, original, held, lambda: refit_(model, original, fit.batches, layers))
