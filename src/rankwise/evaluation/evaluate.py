@@ -10,8 +10,9 @@ from torch import nn
 
 from rankwise.errors import DataError
 from rankwise.evaluation.intervals import Interval, bootstrap_rates
-from rankwise.evaluation.outcomes import Decisions, Outcomes, Task, measure
+from rankwise.evaluation.outcomes import Decisions, Outcomes, measure
 from rankwise.network.cost import count_bytes, count_macs, count_params
+from rankwise.network.predictions import Task
 
 
 @dataclass(frozen=True)

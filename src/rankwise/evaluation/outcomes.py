@@ -3,17 +3,15 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from rankwise.errors import DataError, RankwiseError
-from rankwise.network.batches import batch_size, forward, output_tensor, split_batch, tensors_of, to_device
+from rankwise.network.predictions import Predictions, Task, predict
 from rankwise.network.state import preserved
 
-Task = Literal["classification", "language"]
-IGNORED = -100  # label of predictions that do not count, as in torch.nn.functional.cross_entropy
 ROWS = 4096  # predictions scored at a time in float64
 
 
@@ -53,74 +51,11 @@ class Decisions:
         return len(self.decision)
 
 
-@dataclass(frozen=True, eq=False)
-class _Predictions:
-    """One batch: logits ``(P, classes)``, targets ``(P,)``, and each prediction's example in the batch."""
-
-    task: Task
-    logits: torch.Tensor
-    target: torch.Tensor | None
-    example: torch.Tensor
-    examples: int
-
-
-def _predict(model: nn.Module, batch: Any, task: Task | None) -> _Predictions:
-    device = next(model.parameters(), torch.empty(0)).device
-    batch = to_device(batch, device)
-    logits = output_tensor(forward(model, batch)).detach()
-    _, kwargs, target = split_batch(model, batch)
-    language = task == "language" or (task is None and logits.ndim == 3)
-    if logits.ndim != (3 if language else 2):
-        raise RankwiseError(
-            f"The model's output has shape {tuple(logits.shape)}; allowed are (examples, classes) for "
-            "classification and (examples, length, vocabulary) for language modelling."
-        )
-    if target is None and language:
-        target = _tokens(batch, logits)
-    count = batch_size(batch)
-    if not language:
-        return _kept("classification", logits, target, torch.arange(count, device=device), count)
-    if target is not None and target.shape != logits.shape[:2]:
-        raise DataError(
-            f"Token labels of shape {tuple(target.shape)} were given for logits {tuple(logits.shape)}; "
-            "allowed is one label per position (the shift by one position is made here)."
-        )
-    mask = kwargs.get("attention_mask")
-    if target is not None and isinstance(mask, torch.Tensor):
-        target = target.masked_fill(mask == 0, IGNORED)
-    example = torch.arange(count, device=device).repeat_interleave(logits.shape[1] - 1)
-    shifted = None if target is None else target[:, 1:].flatten()
-    return _kept("language", logits[:, :-1].flatten(0, 1), shifted, example, count)
-
-
-def _tokens(batch: Any, logits: torch.Tensor) -> torch.Tensor | None:
-    """The batch's token numbers, which are a language model's own targets."""
-    for tensor in tensors_of(batch):
-        if not tensor.is_floating_point() and tensor.shape == logits.shape[:2]:
-            return tensor
-    return None
-
-
-def _kept(
-    task: Task, logits: torch.Tensor, target: torch.Tensor | None, example: torch.Tensor, count: int
-) -> _Predictions:
-    """Without the predictions whose target is ignored."""
-    if target is not None:
-        if target.shape != example.shape or target.is_floating_point():
-            raise DataError(
-                f"Labels of shape {tuple(target.shape)} and type {target.dtype} were given for "
-                f"{len(example)} predictions; allowed is one integer class per prediction."
-            )
-        keep = target != IGNORED
-        logits, target, example = logits[keep], target[keep], example[keep]
-        if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < logits.shape[1]:
-            raise DataError(
-                f"Labels from {int(target.min())} to {int(target.max())} were given; the model has "
-                f"{logits.shape[1]} outputs, so allowed are 0 to {logits.shape[1] - 1}."
-            )
-    if torch.isnan(logits).any() or torch.isposinf(logits).any():
+def _predict(model: nn.Module, batch: Any, task: Task | None) -> Predictions:
+    found = predict(model, batch, task)
+    if torch.isnan(found.logits).any() or torch.isposinf(found.logits).any():
         raise RankwiseError("The model's output holds NaN or infinite values on the data it is evaluated on.")
-    return _Predictions(task, logits, target, example, count)
+    return found
 
 
 def _log_probabilities(logits: torch.Tensor) -> torch.Tensor:
@@ -133,7 +68,7 @@ def _divergence(reference: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
     return torch.where(reference.isneginf(), 0.0, terms).sum(1).clamp_min(0.0)
 
 
-def _score(predictions: _Predictions, reference: Decisions | None) -> dict[str, torch.Tensor]:
+def _score(predictions: Predictions, reference: Decisions | None) -> dict[str, torch.Tensor]:
     """Decision, loss, in_top5, kl and the reference's decision of a batch, by name, each ``(P,)``."""
     parts: dict[str, list[torch.Tensor]] = {}
     logits, target = predictions.logits, predictions.target
@@ -160,7 +95,7 @@ def _score(predictions: _Predictions, reference: Decisions | None) -> dict[str, 
     return {name: torch.cat(tensors).cpu() for name, tensors in parts.items()}
 
 
-def _decide(predictions: _Predictions) -> Decisions:
+def _decide(predictions: Predictions) -> Decisions:
     """The decisions of one batch, on the device they were made on."""
     logits = predictions.logits
     rows = [_log_probabilities(part).float() for part in logits.split(ROWS)]
@@ -173,9 +108,9 @@ class _Collector:
     def __init__(self) -> None:
         self.parts: dict[str, list[torch.Tensor]] = {}
         self.examples = 0
-        self.first: _Predictions | None = None
+        self.first: Predictions | None = None
 
-    def add(self, predictions: _Predictions, reference: Decisions | None) -> None:
+    def add(self, predictions: Predictions, reference: Decisions | None) -> None:
         scores = _score(predictions, reference)
         scores["example"] = predictions.example.cpu() + self.examples
         if predictions.target is not None:
@@ -199,7 +134,7 @@ class _Cached:
         self.decisions = decisions
         self.position = 0
 
-    def next(self, predictions: _Predictions) -> Decisions:
+    def next(self, predictions: Predictions) -> Decisions:
         window = slice(self.position, self.position + len(predictions.logits))
         self.position = window.stop
         target = self.decisions.target
@@ -241,7 +176,7 @@ def _paired(loader: Iterable[Any], other: Iterable[Any] | None) -> Iterator[tupl
         yield pair
 
 
-def _check_same(predictions: _Predictions, others: _Predictions) -> None:
+def _check_same(predictions: Predictions, others: Predictions) -> None:
     """Make sure that two models were given the same examples, as far as their targets tell."""
     same = len(predictions.example) == len(others.example)
     if same and predictions.target is not None and others.target is not None:
