@@ -104,6 +104,10 @@ class Batches:
     """Batches of a split, made when they are asked for; may be iterated over any number of times.
 
     A batch is ``(inputs, labels)``, or ``inputs`` alone when the split has no labels.
+
+    ``ranks`` processes share each pass: it is cut into batches of ``batch_size * ranks`` examples, and
+    ``rank`` gets its own ``batch_size`` of each. A last batch that would leave a rank without an example
+    is left out.
     """
 
     split: Split
@@ -111,17 +115,42 @@ class Batches:
     shuffle: bool = False
     augment: Augmentation | None = None
     seed: int = 0
+    rank: int = 0
+    ranks: int = 1
     _passes: int = field(default=0, init=False, repr=False)
 
     def __len__(self) -> int:
-        return -(-len(self.split) // self.batch_size)
+        whole, rest = divmod(len(self.split), self.batch_size * self.ranks)
+        return whole + (rest >= self.ranks)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass draw what pass number ``epoch`` of a new object would draw."""
+        self._passes = epoch
+
+    def shard(self, rank: int, ranks: int) -> "Batches":
+        """The part of each pass that process ``rank`` of ``ranks`` gets; augmented by its own draws."""
+        return replace(self, rank=rank, ranks=ranks)
+
+    def divide(self, share: float) -> tuple["Batches", "Batches"]:
+        """These batches without the last ``share`` of the examples, and those: in order, not augmented.
+
+        Either part has at least one example where there are two.
+        """
+        count = len(self.split)
+        held = min(max(1, round(share * count)), count - 1)
+        first, last = torch.arange(count).split([count - held, held])
+        rest, kept = self.split.subset(first), self.split.subset(last)
+        return replace(self, split=rest), replace(self, split=kept, shuffle=False, augment=None)
 
     def __iter__(self) -> Iterator[Any]:
         generator = torch.Generator().manual_seed(self.seed + self._passes)
         self._passes += 1
         count = len(self.split)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        for positions in order.split(self.batch_size) if count else ():
+        if self.rank:
+            generator.manual_seed(self.seed + self._passes - 1 + (self.rank << 32))
+        for shared in order.split(self.batch_size * self.ranks)[: len(self)]:
+            positions = shared[self.rank :: self.ranks]
             stored = self.split.fetch(positions)
             if self.augment is not None:
                 stored = self.augment(stored, generator)
