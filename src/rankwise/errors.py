@@ -40,6 +40,10 @@ class ExperimentError(RankwiseError):
     """An experiment file is not understood, or its folder is in use; names the file, line and key."""
 
 
+class TrainingError(RankwiseError):
+    """Training diverged, was given settings that do not fit, or a checkpoint cannot be written or resumed."""
+
+
 class UnknownNameError(RankwiseError):
     """A name is not registered; the message holds the nearest names and the allowed ones."""
 

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fcntl import LOCK_EX, flock
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from rankwise.allocation import get_allocator
@@ -24,6 +22,7 @@ from rankwise.files import json_text, write_text
 from rankwise.methods import Method
 from rankwise.network import Cost, find_layers, model_cost
 from rankwise.network.batches import first_batch
+from rankwise.network.digest import digest as digest
 from rankwise.progress import Progress, silent
 from rankwise.statistics import LayerStatistics, collect
 from rankwise.statistics.files import load_statistics, save_statistics
@@ -147,15 +146,6 @@ class Workbench:
         save_statistics(found, path)
         write_text(path.with_suffix(".json"), json_text({"requires": sorted(requires), "seconds": seconds}))
         return found, seconds
-
-
-def digest(model: nn.Module) -> str:
-    """A short name for the weights of ``model``."""
-    state = sha256()
-    for name, value in model.state_dict().items():
-        state.update(name.encode())
-        state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return state.hexdigest()[:16]
 
 
 @contextmanager

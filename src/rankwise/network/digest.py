@@ -1,0 +1,15 @@
+"""A short name for the weights of a network."""
+
+from hashlib import sha256
+
+import torch
+from torch import nn
+
+
+def digest(model: nn.Module) -> str:
+    """16 hexadecimal digits out of all names and values of the ``state_dict`` of ``model``."""
+    state = sha256()
+    for name, value in model.state_dict().items():
+        state.update(name.encode())
+        state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()[:16]

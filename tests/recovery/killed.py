@@ -1,0 +1,89 @@
+"""Runs jobs that are killed at chosen moments and started again; a script, so that it can fork cheaply.
+
+``python -m tests.recovery.killed FOLDER JOB MOMENT...``: each job is run once without interruption into
+FOLDER/whole, and then in FOLDER/cut, killed (SIGKILL) at each MOMENT in turn and started again, and at
+last run to its end. A moment is ``step:N`` (after the N-th step from its start), or ``write:N`` (in the
+middle of writing the N-th checkpoint). Prints one JSON line: the exit statuses, and whether the final
+weights are the same bit for bit.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tests.recovery.digits import batches, network
+
+from rankwise.recovery import checkpoint
+
+
+def finetune(out: Path, progress: Callable[[str, int, int], None], **options: Any) -> torch.nn.Module:
+    from rankwise.recovery.finetune import finetune
+
+    train, validation = batches(size=32, train=200)
+    net = torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.BatchNorm2d(1), *network())
+    settings = {"epochs": 3, "lr": 0.05, "ema": 0.9, "mix": 0.3, "teacher": network(1)} | options
+    return finetune(
+        net, train, validation, out=out, checkpoint_seconds=-1.0, progress=progress, **settings
+    ).model
+
+
+def adamw(out: Path, progress: Callable[[str, int, int], None]) -> torch.nn.Module:
+    return finetune(out, progress, optimizer="adamw", lr=None, trial=3, schedule="multistep")
+
+
+JOBS: dict[str, Callable[..., torch.nn.Module]] = {"sgd": finetune, "adamw": adamw}
+
+
+def run(job: str, out: Path, moment: str | None) -> None:
+    """One attempt, in this process."""
+    kind, _, number = (moment or ":0").partition(":")
+    left = {"step": 0, "write": 0, kind: int(number)}
+
+    def die(what: str) -> bool:
+        left[what] -= 1
+        return left[what] == 0
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "finetune" and die("step"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    save = torch.save
+
+    def half(content: Any, path: Path) -> None:
+        save(content, path)
+        if die("write"):
+            os.truncate(path, path.stat().st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.torch.save = half  # type: ignore[attr-defined] # the module's torch
+    torch.set_num_threads(1)
+    model = JOBS[job](out, progress)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / "final.safetensors")
+
+
+def attempt(job: str, out: Path, moment: str | None) -> int:
+    child = os.fork()
+    if child == 0:
+        run(job, out, moment)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main(folder: Path, job: str, moments: list[str]) -> None:
+    (folder / "whole").mkdir()
+    (folder / "cut").mkdir()
+    codes = [attempt(job, folder / "whole", None)]
+    codes += [attempt(job, folder / "cut", moment) for moment in [*moments, None]]
+    files = [folder / name / "final.safetensors" for name in ("whole", "cut")]
+    same = all(f.exists() for f in files) and files[0].read_bytes() == files[1].read_bytes()
+    print(json.dumps({"codes": codes, "same": same}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
