@@ -21,7 +21,7 @@ from rankwise.recovery.imitation import (
     relative_error,
     watched,
 )
-from rankwise.recovery.registry import register_recovery
+from rankwise.recovery.registry import Layers, register_recovery
 
 Tensor = torch.Tensor
 
@@ -297,6 +297,6 @@ def _endless(batches: Iterable[Any], count: int) -> Iterator[Any]:
 
 
 @register_recovery("distill")
-def _distill(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Sequence[str]) -> None:
+def _distill(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Layers) -> None:
     """Distillation with the default settings."""
     distill_(model, original, batches)
