@@ -23,6 +23,7 @@ from rankwise.plan import Edit, Plan, attach_plan_, outputs_left, plan_of
 from rankwise.progress import Progress, Stopwatch, silent
 from rankwise.recipe import best_split
 from rankwise.recovery import get_recovery
+from rankwise.timed import Timed
 
 MethodLike = str | Method | ChannelMethod
 AllocatorLike = str | Allocator
@@ -90,14 +91,16 @@ class Settings:
         """The recipe of two methods, such as "interpolative+pca", if that is what is asked for."""
         return self.method if isinstance(self.method, str) and "+" in self.method else None
 
-    def stage(self, limits: Mapping[str, int], watch: Stopwatch) -> Factorisation | Narrowing:
+    def stage(
+        self, limits: Mapping[str, int], watch: Stopwatch, timed: Timed | None = None
+    ) -> Factorisation | Narrowing:
         """What does the work: single layers are factorised, channel groups are narrowed."""
         chosen, solver = _methods(self.method), self.allocator
         common: dict[str, Any] = {
             "allocator": get_allocator(solver) if isinstance(solver, str) else solver, "limits": limits,
             "include": self.include, "exclude": self.exclude, "overrides": self.overrides or {},
             "multiple_of": self.multiple_of, "min_rank": self.min_rank, "seed": self.seed,
-            "max_memory": self.max_memory, "progress": self.progress, "watch": watch,
+            "max_memory": self.max_memory, "progress": self.progress, "watch": watch, "timed": timed,
         }  # fmt: skip
         channels = [method for method in chosen if isinstance(method, ChannelMethod)]
         if channels and len(chosen) > 1:
@@ -210,17 +213,23 @@ def compression(
         return _recipe(model, calibration, budget, example, settings, settings.recipe)
     watch = Stopwatch()
     original = cost = model_cost(model, example)
+    timed = None
+    if budget.latency is not None:
+        timed = Timed(budget, model, example, progress=settings.progress)
+        original = cost = replace(original, latency=timed.original)
     with torch.inference_mode(False), preserved(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         work, reference = duplicate(model), model
         folded = _fold_(work, example, original, settings) if settings.fold_batchnorm else []
         if folded:
             reference, cost = duplicate(work), model_cost(work, example)
-        stage = settings.stage(budget.limits(original), watch)
+            cost = replace(cost, latency=timed.begin(work) if timed else 0)
+        stage = settings.stage(budget.limits(original), watch, timed)
         edits = (*folded, *stage.run_(work, reference, example, calibration, cost))
         _recover(work, reference, calibration, settings.recovery, edits, watch)
-    final = _checked(work, example, budget, original)
-    step = Plan(edits, original.as_dict(), final.as_dict(), (settings.as_dict(budget),))
+    final = _checked(work, example, budget, original, timed)
+    notes = settings.as_dict(budget) | ({"latency": timed.report()} if timed else {})
+    step = Plan(edits, original.as_dict(), final.as_dict(), (notes,))
     attach_plan_(work, plan_of(model) + step)
     return Compression(work, step, original, final, watch.seconds)
 
@@ -270,10 +279,15 @@ def _recipe(
         raise RankwiseError(f"The recipe {recipe!r} was given; allowed are two methods, FIRST+SECOND.")
     if calibration is None:
         raise CalibrationError(f"The recipe {recipe!r} needs calibration batches to split the budget.")
+    if budget.latency is not None:
+        raise BudgetError(
+            f"The recipe {recipe!r} was given with a latency budget, whose split between two methods is not "
+            "defined; use one method, or two calls with a latency each."
+        )
     first, second = (replace(settings, method=_methods(name), recovery=()) for name in names)
     second = replace(second, fold_batchnorm=False)
     original = model_cost(model, example)
-    whole = Budget(**budget.limits(original))
+    whole = Budget.of(budget.limits(original))
     watch = Stopwatch()
 
     def run(current: nn.Module, limit: Budget, step: Settings) -> nn.Module:
@@ -330,8 +344,13 @@ def _recover(
             get_recovery(name)(work, reference, calibration, changed)
 
 
-def _checked(work: nn.Module, example: Any, budget: Budget, original: Cost) -> Cost:
-    """The cost of the result, after making sure that it runs, is finite and is within the budget."""
+def _checked(
+    work: nn.Module, example: Any, budget: Budget, original: Cost, timed: Timed | None = None
+) -> Cost:
+    """The cost of the result, after making sure that it runs, is finite and is within the budget.
+
+    Its latency was measured when it was chosen; here it is measured once more, and not compared.
+    """
     final = model_cost(work, example)
     for name, limit in budget.limits(original).items():
         reached = getattr(final, name)
@@ -347,4 +366,4 @@ def _checked(work: nn.Module, example: Any, budget: Budget, original: Cost) -> C
             "The compressed model gives NaN or infinite outputs "
             f"on the example batch of {batch_size(example)}."
         )
-    return final
+    return final if timed is None else timed.finished(work, final)

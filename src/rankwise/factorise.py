@@ -9,11 +9,13 @@ from torch import nn
 
 from rankwise.allocation import Table, apply_overrides, restrict, with_dense
 from rankwise.errors import BudgetError, CalibrationError, RankwiseError
+from rankwise.latency import Offer, shape_of
 from rankwise.methods import Candidates, Choice, Method, Statistic
 from rankwise.network import Cost, Layer, find_layers
 from rankwise.network.batchnorm import following_scales
 from rankwise.network.rectifier import following_rectifier
 from rankwise.network.spec import describe
+from rankwise.network.state import duplicate
 from rankwise.network.surgery import replace_
 from rankwise.plan import Edit
 from rankwise.stage import Stage
@@ -153,7 +155,7 @@ class Factorisation(Stage):
         ``survey`` may be that of another copy of ``original``. Returns as :meth:`run_` does.
         """
         options = survey.options
-        chosen = list(zip(options, self._allocate([o.table for o in options], cost), strict=True))
+        chosen = list(zip(options, self._choose(work, survey, cost), strict=True))
         edits = {o.layer.name: o.edit(index) for o, index in chosen}
         picked = [(o.layer, *o.pick(index)) for o, index in chosen if index > 0]
         built = self.build_(work, original, batches, picked, survey.statistics)
@@ -239,11 +241,47 @@ class Factorisation(Stage):
         tables = apply_overrides([o.table for o in options], self.overrides)
         return [replace(o, table=t) for o, t in zip(options, tables, strict=True)], kept
 
-    def _allocate(self, tables: Sequence[Table], cost: Cost) -> list[int]:
+    def _timed_tables(self, survey: Survey) -> list[Table]:
+        """The tables of all options with what each takes on the target of the latency budget."""
+        assert self.timed is not None
+        offers = []
+        for o in survey.options:
+            usable = np.isin(np.arange(len(o.table)), o.table.options)
+            offers.append(Offer(o.layer, o.origin, usable, survey.statistics.get(o.layer.name)))
+        with self.watch("time"):
+            columns = self.timed.options(offers)
+        return [replace(o.table, latency=c) for o, c in zip(survey.options, columns, strict=True)]
+
+    def _choose(self, work: nn.Module, survey: Survey, cost: Cost) -> list[int]:
+        """Option per layer with options; under a latency budget corrected by what networks really take."""
+        if self.timed is None:
+            return self._allocate([o.table for o in survey.options], cost, self.limits)
+        tables = self._timed_tables(survey)
+        columns = [table.costs(["latency"])[:, 0] for table in tables]
+        fixed = cost.latency - sum(int(column[0]) for column in columns)
+
+        def shaped(chosen: Sequence[int]) -> nn.Module:
+            copied = duplicate(work)
+            for o, index in zip(survey.options, chosen, strict=True):
+                if index > 0:
+                    known = survey.statistics.get(o.layer.name)
+                    method, choice = o.pick(index)
+                    replace_(copied, o.layer.name, shape_of(method, o.layer, choice, known))
+            return copied
+
+        return self.timed.settle(
+            lambda limits: self._allocate(tables, cost, limits),
+            lambda chosen: fixed + sum(int(c[i]) for c, i in zip(columns, chosen, strict=True)),
+            shaped,
+            self.limits,
+            fixed + sum(int(c[t.options].min()) for c, t in zip(columns, tables, strict=True)),
+        )
+
+    def _allocate(self, tables: Sequence[Table], cost: Cost, limits: Mapping[str, int]) -> list[int]:
         """Option per table, the limits being those of the whole model of cost ``cost``."""
         with self.watch("allocate"):
             left: dict[str, int] = {}
-            for measure, limit in self.limits.items():
+            for measure, limit in limits.items():
                 costs = [table.costs([measure])[:, 0] for table in tables]
                 total = getattr(cost, measure)
                 fixed = total - sum(int(c[0]) for c in costs)

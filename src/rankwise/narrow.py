@@ -1,20 +1,21 @@
 """The stage that keeps some channels of each group: find, calibrate, rank, allocate widths, cut, refit."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from rankwise.allocation import apply_overrides
 from rankwise.allocation.iterative import Iterative
-from rankwise.allocation.widths import WidthCurve, allocate_widths, width_tables
+from rankwise.allocation.widths import WidthCurve, allocate_widths, narrowest, width_tables
 from rankwise.errors import BudgetError, CalibrationError
 from rankwise.iterate import Iteration
 from rankwise.methods.selection import ChannelMethod
 from rankwise.methods.selection.interpolative import Interpolative
 from rankwise.network import Cost
 from rankwise.network.select import apply_selection_, one_by_one, selection_of
+from rankwise.network.state import duplicate
 from rankwise.plan import Edit
 from rankwise.scene import Batches, Scene, refit_
 from rankwise.stage import Stage
@@ -47,10 +48,14 @@ class Narrowing(Stage):
         """
         if batches is not None and not isinstance(batches, Sequence) and iter(batches) is batches:
             batches = list(batches)  # it is read more than once
-        scene = Scene.of(
-            work, example, self.method, cost, self.include, self.exclude, self.seed, self.max_memory
-        )
+        scene = self._scene(work, example, cost)
         return self._finished(scene, original, example, batches, self._outcome(scene, batches))
+
+    def _scene(self, model: nn.Module, example: Any, cost: Cost) -> Scene:
+        timing = None if self.timed is None else self.timed.widths
+        return Scene.of(
+            model, example, self.method, cost, self.include, self.exclude, self.seed, self.max_memory, timing
+        )
 
     def redo_(
         self,
@@ -85,11 +90,31 @@ class Narrowing(Stage):
 
     def _outcome(self, scene: Scene, batches: Batches | None) -> Outcome:
         if isinstance(self.allocator, Iterative):
-            iteration = Iteration(self.allocator, self.limits, self.overrides, self.min_rank, self.progress)
             with self.watch("allocate"):
-                kept, error = iteration.run_(scene, batches)
-            return Outcome(kept, error)
+                limits = self._corrected(self.allocator, scene, batches)
+                return self._iterated(self.allocator, limits, scene, batches)
         return self._at_once(scene, batches)
+
+    def _iterated(
+        self, rule: Iterative, limits: Mapping[str, int], scene: Scene, batches: Batches | None
+    ) -> Outcome:
+        iteration = Iteration(rule, limits, self.overrides, self.min_rank, self.progress)
+        return Outcome(*iteration.run_(scene, batches))
+
+    def _corrected(self, rule: Iterative, scene: Scene, batches: Batches | None) -> Mapping[str, int]:
+        """The limits; that of latency such that a network narrowed within it takes the time asked for."""
+        if self.timed is None:
+            return self.limits
+
+        def choose(limits: Mapping[str, int]) -> tuple[Mapping[str, int], nn.Module, Outcome]:
+            copied = duplicate(scene.model)
+            trial = replace(scene, model=copied, moments={}, readers={}, replay=None)
+            return limits, copied, self._iterated(rule, limits, trial, batches)
+
+        def predict(chosen: tuple[Mapping[str, int], nn.Module, Outcome]) -> int:
+            return scene.widths.cost(chosen[2].kept).latency
+
+        return self.timed.settle(choose, predict, lambda chosen: chosen[1], self.limits, 1)[0]
 
     def _at_once(self, scene: Scene, batches: Batches | None) -> Outcome:
         """All groups from one pass over the original network."""
@@ -131,7 +156,21 @@ class Narrowing(Stage):
         if not tables:
             self._check_eps(scene.cost)
             return []
-        return allocate_widths(self.allocator, tables, cost, self.limits)
+
+        def choose(limits: Mapping[str, int]) -> list[int]:
+            return allocate_widths(self.allocator, tables, cost, limits)
+
+        def shaped(widths: Sequence[int]) -> nn.Module:
+            chosen = zip(sizes, widths, strict=True)
+            kept = {name: units[name][:k] for (name, size), k in chosen if k < size}
+            copied = duplicate(scene.model)
+            apply_selection_(copied, selection_of(scene.groups, kept))
+            return copied
+
+        if self.timed is None:
+            return choose(self.limits)
+        least = cost(narrowest(tables)).latency
+        return self.timed.settle(choose, lambda widths: cost(widths).latency, shaped, self.limits, least)
 
     def _check_eps(self, reached: Cost) -> None:
         missed = [m for m, limit in self.limits.items() if getattr(reached, m) > limit]

@@ -24,7 +24,7 @@ def intermediate(budget: Budget, original: Cost, share: float) -> Budget:
         name: max(2, round(getattr(original, name) * (limit / getattr(original, name)) ** share))
         for name, limit in limits.items()
     }
-    return Budget(**kept)
+    return Budget.of(kept)
 
 
 def best_split(

@@ -1,6 +1,6 @@
 """A model together with its channel groups and what their consumers read."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,13 +18,14 @@ from rankwise.network.channels import find_groups
 from rankwise.network.layer import geometry_of
 from rankwise.network.names import Patterns, filter_names
 from rankwise.network.select import Fold, apply_selection_, narrow_, narrowed_groups, selection_of
-from rankwise.network.widths import WidthCost
+from rankwise.network.widths import SecondsOf, WidthCost
 from rankwise.statistics.channels import ChannelMoments, Intake, collect_channels
 from rankwise.statistics.replay import Replay
 from rankwise.statistics.waves import in_waves
 
 Batches = Iterable[Any]
 Kept = Mapping[str, Sequence[int]]
+Timing = Callable[[Iterable[Layer], Iterable[ChannelGroup]], SecondsOf]
 
 
 @dataclass(eq=False)
@@ -40,6 +41,7 @@ class Scene:
     cost: Cost
     seed: int = 0
     max_memory: int | None = None
+    seconds: SecondsOf | None = None
     moments: dict[str, ChannelMoments] = field(default_factory=dict)
     readers: dict[str, Reader] = field(default_factory=dict)
     replay: Replay | None = None
@@ -58,14 +60,19 @@ class Scene:
         exclude: Patterns | None = None,
         seed: int = 0,
         max_memory: int | None = None,
+        timing: Timing | None = None,
     ) -> "Scene":
-        """Find the layers and groups of ``model``, whose cost is ``cost``, on one batch."""
+        """Find the layers and groups of ``model``, whose cost is ``cost``, on one batch.
+
+        ``timing`` gives the predicted times of layers, where they matter.
+        """
         layers = {layer.name: layer for layer in find_layers(model, example)}
         groups = _chosen(find_groups(model, example), layers, include, exclude)
         free = [group for group in groups if group.reason is None]
-        widths = WidthCost(model, layers.values(), free, cost)
+        seconds = None if timing is None else timing(layers.values(), free)
+        widths = WidthCost(model, layers.values(), free, cost, seconds)
         intakes = intakes_of(layers, free)
-        return cls(model, method, layers, groups, intakes, widths, cost, seed, max_memory)
+        return cls(model, method, layers, groups, intakes, widths, cost, seed, max_memory, seconds)
 
     def narrowed_(self, kept: Kept, views: Mapping[str, GroupView]) -> tuple["Scene", set[str]]:
         """Cut the model to ``kept`` in place; returns its scene, and the consumers whose input has changed.
@@ -93,7 +100,7 @@ class Scene:
             layers=layers,
             groups=groups,
             intakes=intakes_of(layers, free),
-            widths=WidthCost(self.model, layers.values(), free, cost),
+            widths=WidthCost(self.model, layers.values(), free, cost, self.seconds),
             cost=cost,
             moments={n: m for n, m in self.moments.items() if n not in stale},
             readers={n: r for n, r in self.readers.items() if n not in stale},

@@ -7,11 +7,15 @@ from typing import Any
 from rankwise.allocation import Allocator
 from rankwise.network.names import Patterns
 from rankwise.progress import Progress, Stopwatch, silent
+from rankwise.timed import Timed
 
 
 @dataclass(eq=False, kw_only=True)
 class Stage:
-    """Settings of a stage. ``limits`` are absolute and those of the whole model."""
+    """Settings of a stage. ``limits`` are absolute and those of the whole model.
+
+    ``timed`` measures what a limit on latency is about; it is there whenever there is such a limit.
+    """
 
     allocator: Allocator
     limits: Mapping[str, int]
@@ -22,5 +26,6 @@ class Stage:
     min_rank: int = 1
     seed: int = 0
     max_memory: int | None = None
+    timed: Timed | None = None
     progress: Progress = silent
     watch: Stopwatch = field(default_factory=Stopwatch)

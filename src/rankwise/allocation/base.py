@@ -12,7 +12,7 @@ from rankwise.errors import CalibrationError, RankwiseError, UnknownNameError
 from rankwise.methods.base import Candidates
 from rankwise.network.cost import Cost
 
-Measure = Literal["params", "macs", "bytes"]
+Measure = Literal["params", "macs", "bytes", "latency"]
 MEASURES: tuple[str, ...] = get_args(Measure)
 Weighting = Literal["relative", "absolute"]
 A = TypeVar("A", bound="type[Allocator]")
@@ -22,8 +22,9 @@ A = TypeVar("A", bound="type[Allocator]")
 class Table:
     """All options of one layer: option 0 leaves it dense (error 0, the layer's own cost).
 
-    ``bytes`` holds the stored size of each option beside the costs in ``candidates``. ``allowed``
-    marks the options that an allocator may choose (None: all); narrowing it keeps every index valid.
+    ``bytes`` holds the stored size of each option beside the costs in ``candidates``, ``latency`` its
+    nanoseconds (None: not measured, all 0). ``allowed`` marks the options that an allocator may choose
+    (None: all); narrowing it keeps every index valid.
 
     Raises:
         CalibrationError: an error or the scale is NaN or infinite.
@@ -34,10 +35,13 @@ class Table:
     candidates: Candidates
     bytes: npt.NDArray[np.int64]  # (options,)
     allowed: npt.NDArray[np.bool_] | None = None  # (options,)
+    latency: npt.NDArray[np.int64] | None = None  # (options,)
 
     def __post_init__(self) -> None:
         found = self.candidates
         columns = {"params": found.params, "macs": found.macs, "bytes": self.bytes, **found.choices}
+        if self.latency is not None:
+            columns["latency"] = self.latency
         wrong = {name: len(column) for name, column in columns.items() if len(column) != len(found)}
         if wrong or not len(found):
             raise RankwiseError(
@@ -64,6 +68,7 @@ class Table:
     def costs(self, measures: Iterable[str]) -> npt.NDArray[np.int64]:
         """Costs of all options, one column per measure: (options, measures)."""
         columns = {"params": self.candidates.params, "macs": self.candidates.macs, "bytes": self.bytes}
+        columns["latency"] = np.zeros(len(self), np.int64) if self.latency is None else self.latency
         chosen = [np.asarray(columns[measure], dtype=np.int64) for measure in measures]
         return np.stack(chosen, axis=1) if chosen else np.zeros((len(self), 0), dtype=np.int64)
 
@@ -150,7 +155,7 @@ class Allocator(ABC):
     def allocate(self, tables: Sequence[Table], limits: Mapping[str, int]) -> list[int]:
         """The index of the chosen option of each table.
 
-        ``limits`` maps "params", "macs" or "bytes" to what the chosen options may cost together;
+        ``limits`` maps "params", "macs", "bytes" or "latency" to what the chosen options may cost together;
         everything else in the model has been subtracted by the caller. No limit: no cost.
 
         Raises:

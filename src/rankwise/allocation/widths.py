@@ -45,14 +45,14 @@ def width_tables(
     for place, curve in enumerate(curves):
         widths = np.arange(curve.size, 0, -1)
         costs = [cost([*full[:place], int(k), *full[place + 1 :]]) for k in widths]
-        rows = np.array([[c.params, c.macs, c.bytes] for c in costs], dtype=np.int64)
+        rows = np.array([[c.params, c.macs, c.bytes, c.latency] for c in costs], dtype=np.int64)
         rows -= rows[-1]
         error = np.maximum.accumulate(curve.error[widths] - curve.error[curve.size])
         choices = {"rank": np.concatenate([[0], widths[1:]])}
         candidates = Candidates(rows[:, 0], rows[:, 1], error, choices, "output")
         allowed = (widths % multiple_of == 0) & (widths >= min_width)
         allowed[0] = True
-        tables.append(Table(curve.name, candidates, rows[:, 2], allowed))
+        tables.append(Table(curve.name, candidates, rows[:, 2], allowed, rows[:, 3]))
     return tables
 
 
@@ -68,7 +68,7 @@ def allocate_widths(
     Raises:
         BudgetError: the limits cannot be met even with the narrowest groups.
     """
-    smallest = [_width(table, int(table.options[-1])) for table in tables]
+    smallest = narrowest(tables)
     _check(cost(smallest), limits, tables)
     full = cost([len(table) for table in tables])
     whole = {m: sum(int(table.costs([m])[0, 0]) for table in tables) for m in limits}
@@ -89,6 +89,11 @@ def allocate_widths(
             saving[m] += max(0, push * excess)
         widths, previous = smallest, found
     return _fill(tables, widths, cost, limits)
+
+
+def narrowest(tables: Sequence[Table]) -> list[int]:
+    """The smallest width of every group that may be chosen."""
+    return [_width(table, int(table.options[-1])) for table in tables]
 
 
 def _width(table: Table, option: int) -> int:

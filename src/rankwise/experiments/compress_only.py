@@ -197,7 +197,7 @@ class CompressOnly:
     def _make(self, variant: Variant, fraction: float) -> _Made:
         if variant.method in self.peers:
             return self._by_peer(variant, fraction)
-        done = self.bench.compress(variant, Budget(**{self.sweep.measure: fraction}))
+        done = self.bench.compress(variant, Budget.of({self.sweep.measure: fraction}))
         changed = [edit.target for edit in done.plan.changes()]
         single = [edit for edit in done.plan.edits if edit.op != "select"]
         choices = {edit.target: edit.choice or edit.reason for edit in single}

@@ -17,21 +17,28 @@ from rankwise.network.state import preserved, unfused
 class Cost:
     """Parameters (numbers), MACs of one example, and bytes of the stored state.
 
+    ``latency`` is nanoseconds of one batch on the target of a latency budget; 0 where nobody asked.
     One MAC is two FLOPs; ``torch.utils.flop_counter`` counts FLOPs, rankwise counts MACs.
     """
 
     params: int = 0
     macs: int = 0
     bytes: int = 0
+    latency: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.params + other.params, self.macs + other.macs, self.bytes + other.bytes)
+        return Cost(
+            self.params + other.params,
+            self.macs + other.macs,
+            self.bytes + other.bytes,
+            self.latency + other.latency,
+        )
 
     def __sub__(self, other: "Cost") -> "Cost":
-        return Cost(self.params - other.params, self.macs - other.macs, self.bytes - other.bytes)
+        return self + Cost(-other.params, -other.macs, -other.bytes, -other.latency)
 
     def as_dict(self) -> dict[str, int]:
-        """The three numbers by name."""
+        """Parameters, MACs and bytes by name: what depends on no machine."""
         return {"params": self.params, "macs": self.macs, "bytes": self.bytes}
 
 

@@ -102,6 +102,13 @@ def _factor_module(layer: Layer, factor: Factor) -> nn.Module:
     return types[geometry.ndim - 1](inputs, outputs, device=weight.device, dtype=weight.dtype, **options)
 
 
+def empty_chain(layer: Layer, factors: Sequence[Factor]) -> nn.Sequential:
+    """The chain as plain torch modules with the layer's data type and device, with unset weights."""
+    with torch.random.fork_rng(devices=[]):  # module constructors draw initial weights
+        parts = [_factor_module(layer, factor) for factor in factors]
+    return nn.Sequential(*(m for p in parts for m in (p if isinstance(p, nn.Sequential) else [p])))
+
+
 def build_chain(
     layer: Layer,
     factors: Sequence[Factor],

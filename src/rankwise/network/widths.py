@@ -1,6 +1,6 @@
 """What a network costs when only some units of its channel groups are kept, without building it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,18 +10,26 @@ from rankwise.network.channel_group import ChannelGroup, Port
 from rankwise.network.cost import Cost
 from rankwise.network.layer import Layer, geometry_of
 
+SecondsOf = Callable[[str, int, int], float]
+"""Predicted seconds of a module by its name and its numbers of input and output channels."""
+
 
 class WidthCost:
-    """Exact costs of a model for any widths of its groups.
+    """Exact costs of a model for any widths of its groups; its time as ``seconds`` predicts it.
 
     Costs are products of the widths on both sides of a layer, so they do not add up over groups:
     :meth:`cost` answers for all widths at once.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Iterable[Layer], groups: Sequence[ChannelGroup], whole: Cost
+        self,
+        model: nn.Module,
+        layers: Iterable[Layer],
+        groups: Sequence[ChannelGroup],
+        whole: Cost,
+        seconds: SecondsOf | None = None,
     ) -> None:
-        self._whole = whole
+        self._whole, self._seconds = whole, seconds
         groups = [group for group in groups if group.reason is None]
         self._ports = {group.name: [(port, _Counter(port)) for port in group.ports] for group in groups}
         macs = {layer.name: layer.cost.macs for layer in layers}
@@ -56,12 +64,22 @@ class WidthCost:
                     inputs[port.name] = inputs.get(port.name, 0) + gone
         total = self._whole
         for name in dict.fromkeys((*inputs, *outputs)):
-            total -= self._modules[name].saved(inputs.get(name, 0), outputs.get(name, 0))
+            sides = (inputs.get(name, 0), outputs.get(name, 0))
+            total -= self._modules[name].saved(*sides)
+            total -= Cost(latency=self._time_saved(name, *sides))
         for name, share in slices.items():
             tensor, counted = self._parameters[name]
             lost = tensor.numel() - round(tensor.numel() * share)
             total -= Cost(lost if counted else 0, 0, lost * tensor.element_size())
         return total
+
+    def _time_saved(self, name: str, inputs: int, outputs: int) -> int:
+        """Nanoseconds that go with that many input and output channels of one module."""
+        if self._seconds is None:
+            return 0
+        module = self._modules[name]
+        whole = self._seconds(name, module.inputs, module.outputs)
+        return round(1e9 * (whole - self._seconds(name, module.inputs - inputs, module.outputs - outputs)))
 
 
 class _Counter:
