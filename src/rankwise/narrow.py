@@ -1,7 +1,7 @@
 """The stage that keeps some channels of each group: find, calibrate, rank, allocate widths, cut, refit."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -107,9 +107,8 @@ class Narrowing(Stage):
             return self.limits
 
         def choose(limits: Mapping[str, int]) -> tuple[Mapping[str, int], nn.Module, Outcome]:
-            copied = duplicate(scene.model)
-            trial = replace(scene, model=copied, moments={}, readers={}, replay=None)
-            return limits, copied, self._iterated(rule, limits, trial, batches)
+            trial = scene.copied()
+            return limits, trial.model, self._iterated(rule, limits, trial, batches)
 
         def predict(chosen: tuple[Mapping[str, int], nn.Module, Outcome]) -> int:
             return scene.widths.cost(chosen[2].kept).latency

@@ -18,6 +18,7 @@ from rankwise.network.channels import find_groups
 from rankwise.network.layer import geometry_of
 from rankwise.network.names import Patterns, filter_names
 from rankwise.network.select import Fold, apply_selection_, narrow_, narrowed_groups, selection_of
+from rankwise.network.state import duplicate
 from rankwise.network.widths import SecondsOf, WidthCost
 from rankwise.statistics.channels import ChannelMoments, Intake, collect_channels
 from rankwise.statistics.replay import Replay
@@ -106,6 +107,13 @@ class Scene:
             readers={n: r for n, r in self.readers.items() if n not in stale},
         )
         return scene, stale & set(scene.intakes)
+
+    def copied(self) -> "Scene":
+        """The same with a copy of the model, nothing measured yet."""
+        model = duplicate(self.model)
+        layers = {n: replace(x, module=model.get_submodule(n)) for n, x in self.layers.items()}
+        intakes = intakes_of(layers, self.free)
+        return replace(self, model=model, layers=layers, intakes=intakes, moments={}, readers={}, replay=None)
 
     @property
     def free(self) -> list[ChannelGroup]:

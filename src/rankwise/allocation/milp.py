@@ -9,6 +9,8 @@ from scipy.sparse import csr_array
 
 RELATIVE_GAP = 1e-5
 """Largest relative distance between the returned objective and the true optimum, unless asked otherwise."""
+NODES = 2_000
+"""Nodes of the search after which the best choice so far is taken: equal layers make proofs endless."""
 _SCALE = 1e4  # right-hand side of the limits, so that HiGHS' 1e-6 tolerance stays below one unit of cost
 
 
@@ -31,8 +33,8 @@ def choose_one_each(
     """Positions of one option per layer that minimise the summed objective within the limits.
 
     The objective is optimal to the relative ``gap``, if its optimum is not far below ``size`` (0: the
-    largest single entry); the limits, and ``floor`` below them, are met
-    exactly. None where no choice meets them. Deterministic.
+    largest single entry) and the search does not end at :data:`NODES`; the limits, and ``floor`` below
+    them, are met exactly. None where no choice meets them. Deterministic.
     """
     lower = np.zeros_like(limit) if floor is None else floor
     if len(layer) == 0:
@@ -54,7 +56,7 @@ def choose_one_each(
             integrality=np.ones(len(layer)),
             bounds=Bounds(0, 1),
             constraints=rows,
-            options={"mip_rel_gap": gap},
+            options={"mip_rel_gap": gap, "node_limit": NODES},
         )
         if result.x is None:
             return None

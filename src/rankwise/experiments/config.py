@@ -297,7 +297,7 @@ class Experiment(Section):
         for name, values in (("seeds", self.seeds or []), ("budgets", self.budgets)):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} {values} holds a value twice.")
-        Budget(**{self.measure: self.budgets[0]})
+        Budget.of({self.measure: self.budgets[0]})
         return self
 
     @property

@@ -147,7 +147,7 @@ def _compressed(trial: Trial, context: Context, watch: Stopwatch) -> nn.Module:
         "notes": notes,
     }
     first, *later = step_targets(trial.schedule.step, trial.target)
-    done = bench.compress(trial.variant, Budget(**{trial.measure: first}), **options)
+    done = bench.compress(trial.variant, Budget.of({trial.measure: first}), **options)
     watch.add(done.seconds)
     model = done.model
     for target in later:
@@ -156,7 +156,7 @@ def _compressed(trial: Trial, context: Context, watch: Stopwatch) -> nn.Module:
         done = compression(
             model,
             bench.calibration,
-            Budget(**{trial.measure: int(target * getattr(bench.cost, trial.measure))}),
+            Budget.of({trial.measure: int(target * getattr(bench.cost, trial.measure))}),
             example=bench.example,
             method=methods_of(trial.variant.method, trial.variant.options),
             allocator=trial.variant.built_allocator(),

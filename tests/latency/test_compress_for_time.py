@@ -1,0 +1,139 @@
+"""Latency budgets through the public verb, with a clock that counts instead of timing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rankwise import Budget, compress
+from rankwise.compress import compression
+from rankwise.errors import BudgetError
+from rankwise.latency import Target
+from rankwise.methods import get_method
+from rankwise.network import count_macs
+from rankwise.plan import plan_of
+from tests.latency.fake import FakeTimer, by_macs
+
+
+@pytest.fixture(autouse=True)
+def timer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeTimer:
+    fake = FakeTimer()
+
+    def timer_for(target: Target) -> FakeTimer:
+        return fake
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("rankwise.timed.timer_for", timer_for)
+    monkeypatch.setattr("rankwise.latency.table.timer_for", timer_for)
+    return fake
+
+
+def _net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 48, 3, padding=1),
+        nn.ReLU(), nn.Conv2d(48, 32, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 25, 10),
+    ).eval()  # fmt: skip
+
+
+EXAMPLE = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+def _share(fake: FakeTimer, small: nn.Module, net: nn.Module) -> float:
+    seconds = [fake.seconds(m, count_macs(m, EXAMPLE[:1])) for m in (small, net)]
+    return seconds[0] / seconds[1]
+
+
+METHODS = {
+    "l2": get_method("l2", reconstruct=False),
+    "svd": get_method("svd"),
+    "svd and cp": [get_method("svd"), get_method("cp")],
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("asked", [0.8, 0.5])
+def test_weight_only_methods_take_the_time_asked_for(timer: FakeTimer, name: str, asked: float) -> None:
+    net = _net()
+    done = compression(net, None, Budget(latency=asked), method=METHODS[name], example=EXAMPLE)
+    assert 0.95 * asked <= _share(timer, done.model, net) <= asked
+    noted = done.plan.settings[-1]["latency"]
+    assert abs(noted["measured"] - _share(timer, done.model, net)) < 1e-3
+    assert abs(noted["predicted"] - noted["measured"]) < 0.05
+    assert done.final.latency == round(done.original.latency * timer.seconds(done.model, count_macs(
+        done.model, EXAMPLE[:1])) / timer.seconds(net, count_macs(net, EXAMPLE[:1])))  # fmt: skip
+    assert plan_of(done.model).settings[-1]["budget"]["latency"] == asked
+
+
+@pytest.mark.parametrize(
+    ("method", "allocator"),
+    [
+        ("interpolative", "knapsack"),
+        ("interpolative", "iterative"),
+        ("whitened", "uniform"),
+        ("pca", "minimax"),
+    ],
+)
+def test_methods_with_data_take_the_time_asked_for(timer: FakeTimer, method: str, allocator: str) -> None:
+    net = _net()
+    small = compress(net, [EXAMPLE], Budget(latency=0.7), method=method, allocator=allocator)
+    assert 0.6 <= _share(timer, small, net) <= 0.7
+
+
+def test_the_limit_is_corrected_where_the_sum_of_parts_misleads(timer: FakeTimer) -> None:
+    """In the whole network half of the time is spent elsewhere, whatever the widths are."""
+
+    def misleading(module: nn.Module, macs: int) -> float:
+        whole = any(isinstance(m, nn.Flatten) for m in module.modules())
+        return by_macs(module, macs) * (0.4 if whole else 1.0) + (1e-3 if whole else 0.0)
+
+    timer.seconds = misleading
+    net = _net()
+    done = compression(net, None, Budget(latency=0.8), method=METHODS["l2"], example=EXAMPLE)
+    noted = done.plan.settings[-1]["latency"]
+    assert len(noted["rounds"]) > 1
+    assert 0.76 <= noted["measured"] <= 0.8
+    assert 0.76 <= _share(timer, done.model, net) <= 0.8
+
+
+def test_dense_wins_where_two_small_layers_are_slower(timer: FakeTimer) -> None:
+    """A second layer costs more than any rank saves in the first one, not in the larger others."""
+    timer.seconds = lambda module, macs: 3e-4 * by_macs(module, 0) / 2e-5 + macs * 1e-9
+    net = _net()
+    done = compression(net, None, Budget(latency=0.9), method="svd", example=EXAMPLE)
+    edits = {edit.target: edit.op for edit in done.plan.edits}
+    assert edits["0"] == "keep"
+    assert edits["8"] == "keep"
+    assert edits["3"] == "replace"
+
+
+def test_a_budget_out_of_reach_says_what_is_in_reach(timer: FakeTimer) -> None:
+    timer.seconds = lambda module, macs: 1e-3 + macs * 1e-10
+    with pytest.raises(BudgetError, match="fastest network that was measured takes"):
+        compress(_net(), None, Budget(latency=0.3), method="svd", example=EXAMPLE)
+
+
+def test_folded_batchnorm_counts_as_time_won(timer: FakeTimer) -> None:
+    timer.seconds = lambda module, macs: (
+        by_macs(module, macs) + 5e-3 * any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
+    )
+    net = _net()
+    done = compression(
+        net, None, Budget(latency=0.9), method=METHODS["l2"], example=EXAMPLE, fold_batchnorm=True
+    )
+    assert {edit.op for edit in done.plan.edits} == {"fold_batchnorm", "keep"}
+    assert done.final.macs == done.original.macs
+
+
+def test_absolute_times_and_other_measures_hold_together(timer: FakeTimer) -> None:
+    net = _net()
+    whole = timer.seconds(net, count_macs(net, EXAMPLE[:1]))
+    budget = Budget(latency=f"{700 * whole:.6f}ms", params=0.5)
+    done = compression(net, None, budget, method=METHODS["l2"], example=EXAMPLE)
+    assert done.final.latency <= 0.7e9 * whole
+    assert done.final.params <= 0.5 * done.original.params
+
+
+def test_a_recipe_of_two_methods_is_refused() -> None:
+    with pytest.raises(BudgetError, match="latency budget, whose split"):
+        compress(_net(), [EXAMPLE], Budget(latency=0.7), method="interpolative+pca")
