@@ -124,12 +124,11 @@ def _trial(
     without: Sequence[str],
 ) -> dict[str, Any]:
     metrics = trial.metrics
-    target = target_of(trial)
     found: dict[str, Any] = {
         "folder": _beside(trial.folder, root),
         "network": networks.index(network_of(trial)),
         "curve": curve,
-        "target": " ".join(target) if isinstance(target, tuple) else target,
+        "target": target_of(trial),
         **{name: text(metrics.get(name)) for name in ("method", "seed", "repetition", "command")},
     }
     if trial.failed is not None:
@@ -203,6 +202,15 @@ def _tradeoff(metrics: Json) -> list[list[float | None]]:
     return [row for row in found if row[2] is not None]
 
 
+def _machine(hardware: Json) -> dict[str, Any]:
+    """``hardware`` with its sizes in GiB."""
+    sizes = {key: f"{value / 2**30:.3g} GiB" for key in hardware if (value := number(hardware[key]))}
+    return {
+        key.removesuffix("_bytes"): sizes.get(key, value) if key.endswith("_bytes") else value
+        for key, value in hardware.items()
+    }
+
+
 def _made(results: Results) -> dict[str, Any]:
     """How the results came to be: commands, and every version and machine that took part."""
     sources = [*results.experiments, *(trial.metrics for trial in results.trials)]
@@ -223,7 +231,7 @@ def _made(results: Results) -> dict[str, Any]:
     return {
         "commands": commands,
         "versions": {name: distinct(values) for name, values in versions.items()},
-        "hardware": distinct(source.get("hardware") for source in sources),
+        "hardware": distinct(_machine(table(source.get("hardware"))) for source in sources),
         "weights": distinct(trial.metrics.get("weights") for trial in results.trials),
         "calibration": distinct(trial.metrics.get("calibration") for trial in results.trials),
         "times": [times[0], times[-1]] if times else [],

@@ -1,6 +1,6 @@
 """Trade-off curves: repetitions averaged with t intervals, the Pareto front, the table at fixed loss."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
@@ -120,12 +120,12 @@ def network_of(trial: Trial) -> tuple[str, str]:
     return text(trial.metrics.get("model")), text(trial.metrics.get("data"))
 
 
-def target_of(trial: Trial) -> Hashable:
-    """What was asked for: repetitions share it."""
+def target_of(trial: Trial) -> str:
+    """What was asked for, as ``macs=0.5``: repetitions share it."""
     metrics = trial.metrics
     if metrics.get("target") is None:
         return text(metrics.get("budget"))
-    return text(metrics.get("measure")), text(metrics["target"])
+    return "=".join(filter(None, (text(metrics.get("measure")), text(metrics["target"]))))
 
 
 _ASPECTS = (
@@ -180,7 +180,7 @@ def curves(trials: Sequence[Trial]) -> tuple[list[tuple[str, str]], list[Curve]]
 
 
 def _curve(network: int, label: str, trials: Sequence[Trial], members: Sequence[int]) -> Curve:
-    by_target: dict[Hashable, list[int]] = {}
+    by_target: dict[str, list[int]] = {}
     for index in members:
         by_target.setdefault(target_of(trials[index]), []).append(index)
     points = {

@@ -10,7 +10,8 @@ from typing import Any
 from rankwise.errors import RankwiseError
 from rankwise.files import write_text
 from rankwise.report.content import DETAILS, content
-from rankwise.report.trials import Results, read_results
+from rankwise.report.curves import target_of
+from rankwise.report.trials import Results, read_results, text
 
 PAGE_FILE = "report.html"
 SIZE_LIMIT = 4_900_000  # bytes of a page
@@ -72,8 +73,11 @@ def _title(results: Results) -> str:
         if experiment.get("title"):
             return str(experiment["title"])
     if len(results.trials) == 1:
-        metrics = results.trials[0].metrics
-        return ", ".join(str(metrics[name]) for name in ("model", "method") if metrics.get(name))
+        trial = results.trials[0]
+        model, method = (text(trial.metrics.get(name)) for name in ("model", "method"))
+        kept = target_of(trial)
+        parts = [model or "A network", f" by {method}" if method else "", f", {kept} kept" if kept else ""]
+        return "".join(parts)
     return results.path.resolve().name
 
 

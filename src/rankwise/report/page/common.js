@@ -54,6 +54,9 @@ function bytes(value) {
   return `${value} B`;
 }
 
+/** A time as it is written in files, for people. */
+const moment = (text) => text.replace(/^(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(:\d\d)?(\.\d+)?(Z|\+00:00)$/, "$1 $2 UTC");
+
 /** A figure on an axis, as text with its unit. */
 function shown(axis, value) {
   if (!known(value)) return "–";
@@ -67,6 +70,9 @@ const scaled = (axis, value) => (known(value) && axis.unit === "%" ? 100 * value
 const titleOf = (axis) => (axis.unit ? `${axis.label}, ${axis.unit}` : axis.label);
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const meanOf = (point, name) => (point.figures[name] ? point.figures[name][0] : null);
+
+/** Whether this is the page of one compression. */
+const alone = () => content.trials.length === 1 && !content.expected && !content.unfinished;
 
 /** The curves of the chosen network, and those of them that are not switched off. */
 const curvesHere = () => content.curves.filter((curve) => curve.network === state.network);

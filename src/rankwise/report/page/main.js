@@ -78,6 +78,7 @@ function drawControls() {
   state.delta = content.deltas.includes(state.delta) ? state.delta : firstDelta();
   choice("delta", content.deltas.map((delta) => [delta, String(delta)]), state.delta, (value) => { state.delta = value; });
   for (const name of FLAGS) $(name).checked = state[name];
+  $("quality-field").hidden = alone();
   $("controls").hidden = !content.curves.length;
 }
 
@@ -87,8 +88,8 @@ function drawFacts() {
   const count = (number, one, several) => `${number.toLocaleString("en")} ${number === 1 ? one : several}`;
   const waiting = Math.max(content.unfinished, content.expected - content.trials.length);
   const parts = [
-    count(done, "trial", "trials"), failed && `${failed} failed`, waiting > 0 && `${waiting} not finished`, content.unreadable.length && count(content.unreadable.length, "unreadable file", "unreadable files"),
-    content.networks.length === 1 && content.networks[0].label, content.created,
+    !alone() && count(done, "trial", "trials"), failed && `${failed} failed`, waiting > 0 && `${waiting} not finished`, content.unreadable.length && count(content.unreadable.length, "unreadable file", "unreadable files"),
+    content.networks.length === 1 && content.networks[0].label, moment(content.created),
   ];
   $("facts").textContent = parts.filter(Boolean).join(" · ");
   $("description").textContent = content.description;

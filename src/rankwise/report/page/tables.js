@@ -43,7 +43,7 @@ function drawLoss() {
     ["Change, points", ({ point, row }) => points(row ? -row.loss : point && meanOf(point, "change")), { number: true }],
     ["Agreement", ({ point, row }) => percent(row ? row.agreement : point && meanOf(point, "agreement")), { number: true }],
     ["Trained after", ({ point, row }) => (row ? (row.retrained === null ? "–" : row.retrained ? "yes" : "no") : point ? (state.stage === "recovered" ? "recovery" : "no") : "–"), { number: true }],
-    ["Trials", ({ point }) => (point ? String(point.trials.length) : "–"), { number: true }],
+    ["Repetitions", ({ point }) => (point ? String(point.trials.length) : "–"), { number: true }],
   ], rows, `Largest reduction of ${state.kept} within ${state.delta} points`, { rowClass: ({ first }) => (first ? "apart" : null) }));
   $("loss-note").textContent = `For each method the measured point that removes most ${axisOf(state.kept).label.replace(" kept", "")} while its mean top-1 falls by at most ${state.delta} points; `
     + `nothing is interpolated.${rows.some((row) => row.row) ? " Hollow markers are published figures." : ""}${lossMisses()}`;
@@ -85,7 +85,7 @@ function drawSpent() {
     annotations: [...measured.map((curve) => ({ y: rows.indexOf(curve), text: bytes(curve.peak_bytes) })), ...(measured.length ? [{ yref: "paper", y: 1, yanchor: "bottom", text: "peak" }] : [])].map((one) => ({
       ...one, xref: "paper", x: 1, xanchor: "right", xshift: 76, showarrow: false, font: { size: 12, color: css("--soft") },
     })),
-    xaxis: axisStyle("mean time per trial, s", { fixedrange: true }),
+    xaxis: axisStyle(content.trials.length > 1 ? "mean time per trial, s" : "time, s", { fixedrange: true }),
     yaxis: axisStyle("", { range: [rows.length - 0.5, -0.5], tickvals: places, ticktext: clipped("spent-chart", names), fixedrange: true, showgrid: false, automargin: false }),
   });
   $("spent-table").replaceChildren(tableOf([
@@ -117,7 +117,7 @@ function drawFailures() {
 function drawMade() {
   const made = content.made;
   const entries = [
-    ["Hardware", made.hardware], ["Weights", made.weights], ["Calibration", made.calibration], ["Ran", made.times.length ? [made.times.join(" to ")] : []],
+    ["Hardware", made.hardware], ["Weights", made.weights], ["Calibration", made.calibration], ["Ran", made.times.length ? [made.times.map(moment).join(" to ")] : []],
     ...Object.entries(made.versions),
   ].filter(([, values]) => values.length);
   const command = made.commands.length > 1 ? "Commands" : "Command";

@@ -29,6 +29,8 @@ function hoverOf(curve, point) {
   return lines.join("<br>");
 }
 
+const USUAL = { band: 0.16, Pareto: 0.18 }; // opacity
+
 function bandOf(curve, colour) {
   const quality = axisOf(state.quality);
   const here = pointsOf(curve).filter((point) => known(point.figures[state.quality][1]));
@@ -37,7 +39,7 @@ function bandOf(curve, colour) {
   const side = (at) => here.map((point) => scaled(quality, point.figures[state.quality][at]));
   return {
     x: [...x, ...[...x].reverse()], y: [...side(2), ...side(1).reverse()], fill: "toself", mode: "lines", name: `band of ${plain(curve.label)}`,
-    line: { width: 0 }, fillcolor: colour, opacity: 0.16, hoverinfo: "skip",
+    line: { width: 0 }, fillcolor: colour, opacity: USUAL.band, hoverinfo: "skip",
   };
 }
 
@@ -93,7 +95,7 @@ function drawTradeoff() {
   if (state.front && lines.length > 1) {
     traces.push({
       x: front.map((pair) => 100 * pair[0]), y: front.map((pair) => scaled(quality, pair[1])), mode: "lines", name: "Pareto front", hoverinfo: "skip",
-      line: { color: css("--ink"), width: 5, shape: "hv" }, opacity: 0.18,
+      line: { color: css("--ink"), width: 5, shape: "hv" }, opacity: USUAL.Pareto,
     });
   }
   traces.push(...lines.map(lineOf), ...publishedTraces());
@@ -165,7 +167,7 @@ function pointsTable(lines) {
 function drawLegend() {
   const wanted = $("find").value.trim().toLowerCase();
   const fits = (label) => label.toLowerCase().includes(wanted);
-  const row = (label, style, line, absent) => make("label", { class: absent ? "absent" : null, title: absent ? "no point on these axes" : null },
+  const row = (label, style, line, absent) => make("label", { class: absent ? "absent" : null, title: absent ? "no point on these axes" : null, onmouseenter: () => emphasise(label), onmouseleave: () => emphasise(null), onfocusin: () => emphasise(label), onfocusout: () => emphasise(null) },
     make("input", { type: "checkbox", "data-label": label, onchange: (event) => toggle(label, event.target.checked) }), key(style, line), make("span", {}, label));
   const ours = curvesHere().filter((curve) => fits(curve.label)).map((curve) => row(curve.label, look(curve.label), true, !pointsOf(curve).length));
   const others = [...new Set(publishedHere().map(publishedLabel))].filter(fits).map((label) =>
@@ -177,6 +179,16 @@ function drawLegend() {
     input.checked = !state.hidden.has(input.dataset.label);
     if (input.dataset.label === focused) input.focus();
   }
+}
+
+/** Let the traces of `label` stand out; null lets all be equal again. */
+function emphasise(label) {
+  const chart = $("tradeoff-chart");
+  const name = label === null ? null : plain(label);
+  const own = chart.data.map((trace) => [name, `band of ${name}`, `published: ${name}`].includes(trace.name));
+  const usual = chart.data.map((trace) => USUAL[trace.name.split(" ")[0]] || 1);
+  const faint = label !== null && own.includes(true);
+  Plotly.restyle(chart, { opacity: usual.map((value, at) => (faint && !own[at] ? 0.12 * value : value)) });
 }
 
 function toggle(label, on) {

@@ -4,7 +4,7 @@ const trialsHere = () => content.trials.map((trial, at) => ({ trial, at })).filt
   !trial.failed && trial.network === state.network && !state.hidden.has(content.curves[trial.curve].label));
 
 function trialName(trial, label) {
-  const parts = [label || trial.method, trial.target && `kept ${trial.target}`, trial.repetition && `repetition ${trial.repetition}`, trial.seed && `seed ${trial.seed}`];
+  const parts = [label || trial.method, trial.target, trial.repetition && `repetition ${trial.repetition}`, trial.seed && `seed ${trial.seed}`];
   return parts.filter(Boolean).join(" · ");
 }
 
@@ -31,9 +31,8 @@ function drawTrial() {
   $("trial").hidden = !here.length;
   if (!here.length) return;
   if (!here.some(({ at }) => at === state.trial)) state.trial = here[0].at;
-  const alone = content.trials.length === 1;
-  $("picker").hidden = alone;
-  $("trial-title").textContent = alone ? "The compressed network" : "One trial";
+  $("picker").hidden = alone();
+  $("trial-title").textContent = alone() ? "The compressed network" : "One trial";
   const select = $("trial-select");
   const groups = new Map();
   for (const { trial, at } of here) {
@@ -52,7 +51,10 @@ function drawTrial() {
   const classes = block(trial.classes, "Accuracy of every class", "classes-chart");
   const spectra = block(trial.spectra, "Spectra", "spectra-chart");
   const prediction = block(trial.tradeoff, "Predicted trade-off", "prediction-chart");
-  const columns = [[make("div", { class: "block scroll" }, stagesTable(trial)), classes], [layers, spectra, prediction]];
+  const left = [make("div", { class: "block scroll" }, stagesTable(trial))];
+  const right = [layers, spectra, prediction];
+  (trial.layers && trial.layers.length > 11 ? left : right).push(classes); // where there is more room
+  const columns = [left, right];
   body.replaceChildren(make("div", { class: "pair" }, columns.map((column) => column.filter(Boolean)).filter((column) => column.length).map((column) => make("div", { class: "column" }, column))));
   if (content.without.length) body.append(make("p", { class: "note" }, `Left out, to keep the page small: ${content.without.join(", ")} of the trials. They are in each trial's folder.`));
   if (trial.layers) drawLayers(trial);
@@ -141,14 +143,14 @@ function drawLayers(trial) {
   const choices = rows.map((row) => plain(content.names[row[LAYER.choice]]));
   draw("layers-chart", [
     { ...bar, x: rows.map(() => 100), marker: { color: css("--track") }, name: "original" },
-    { ...bar, x: kept, marker: { color: kept.map((value) => (value >= 100 ? css("--c6") : css("--accent"))) }, name: "kept" },
+    { ...bar, x: kept, marker: { color: kept.map((value) => (value >= 100 ? css("--whole") : css("--accent"))) }, name: "kept" },
   ], {
     barmode: "overlay", bargap: 0.28, height: 24 * rows.length + 70, margin: { l: leftFor("layers-chart", names), r: 16, t: 4, b: 46 },
     xaxis: axisStyle(`${cost === "params" ? "parameters" : "MACs"} kept, %`, { range: [0, Math.max(100.01, ...kept)], tickvals: [0, 25, 50, 75, 100], fixedrange: true }),
     yaxis: axisStyle("", { autorange: "reversed", tickvals: rows.map((_, at) => at), ticktext: clipped("layers-chart", names), fixedrange: true, showgrid: false, automargin: false }),
     annotations: rows.map((_, at) => ({
       y: at, x: inside[at] ? kept[at] : kept[at] || 0, xanchor: inside[at] ? "right" : "left", yanchor: "middle", showarrow: false, text: choices[at],
-      font: { size: 11.5, color: inside[at] ? (kept[at] >= 100 ? css("--card") : css("--accent-ink")) : css("--ink") }, xshift: inside[at] ? -4 : 4,
+      font: { size: 11.5, color: inside[at] ? (kept[at] >= 100 ? css("--ink") : css("--accent-ink")) : css("--ink") }, xshift: inside[at] ? -4 : 4,
     })),
   });
   $("layers-chart-more").replaceChildren(make("details", {}, make("summary", {}, "As a table"), make("div", { class: "scroll" }, tableOf([
