@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the made-up trials are tho
 from tests.report.synthetic import METHODS, write_results
 
 from rankwise.report.page import render, write_page
-from rankwise.report.trials import read_results
+from rankwise.report.trials import read_study
 
 TARGETS = tuple(0.1 * step for step in range(1, 11))
 REPEATS = 3
@@ -79,10 +79,10 @@ def main() -> None:
         out = arguments.keep or Path(temporary)
         repetitions = max(1, arguments.trials // (len(METHODS) * len(TARGETS)))
         write_results(out, METHODS, TARGETS, repetitions)
-        results = read_results(out)
+        results = read_study(out)
         page = write_page(results).resolve()
         print(f"trials     {len(results.trials)}")
-        print(f"read       {seconds(lambda: read_results(out)):.2f} s")
+        print(f"read       {seconds(lambda: read_study(out)):.2f} s")
         print(f"render     {seconds(lambda: render(results)):.2f} s")
         print(f"page       {page.stat().st_size / 1e6:.2f} MB")
         shown = drawn(page)

@@ -61,6 +61,8 @@ class Results:
 def load(path: str | Path | Sequence[str | Path]) -> "pandas.DataFrame":
     """The table of all trials under ``path``: a folder of results, one above several, or several of them.
 
+    What ``rankwise compress --out`` wrote counts as a trial.
+
     Files that cannot be read are left out; ``table.attrs["unreadable"]`` maps their paths to the reasons.
 
     Raises:
@@ -91,16 +93,20 @@ def read(path: str | Path | Sequence[str | Path]) -> Results:
                 experiments.append(content)
             else:
                 unreadable[file] = reason
-        for file in sorted(root.rglob(f"trials/*/{METRICS_FILE}")):
+        for file in sorted(root.rglob(METRICS_FILE)):
             content, reason = _metrics(file)
             if reason is not None:
                 unreadable[file] = reason
                 continue
-            known = trials.get(content["key"])
+            key = content.get("key", str(file.parent))
+            known = trials.get(key)
             if known is None or "failed" in known[0]:
-                trials[content["key"]] = content, file.parent
-    if not trials and not unreadable:
-        raise FileFormatError(f"No trials under {', '.join(map(str, roots))}: rankwise run writes some.")
+                trials[key] = content, file.parent
+    if not trials and not unreadable and not experiments:
+        raise FileFormatError(
+            f"No trials under {', '.join(map(str, roots))}: "
+            "rankwise run and rankwise compress --out write some."
+        )
     return Results([t for t, _ in trials.values()], [f for _, f in trials.values()], experiments, unreadable)
 
 
@@ -114,8 +120,8 @@ def _metrics(file: Path) -> tuple[dict[str, Any], str | None]:
     content, reason = _json(file)
     if reason is not None:
         return {}, reason
-    version = content.get("version")
-    if content.get("format") != FORMAT or not isinstance(content.get("key"), str):
+    version = content.get("version", VERSION)
+    if content.get("format", FORMAT) != FORMAT or not isinstance(content.get("key", ""), str):
         return {}, f"its format is not {FORMAT!r}"
     if not isinstance(version, int) or version > VERSION:
         return {}, f"it has version {version!r}; this rankwise reads versions up to {VERSION}"
@@ -131,7 +137,7 @@ def _json(file: Path) -> tuple[dict[str, Any], str | None]:
         content = json.loads(file.read_bytes())
     except OSError as error:
         return {}, error.strerror or str(error)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {}, f"it is no JSON: {error}"
     return (content, None) if isinstance(content, dict) else ({}, "it holds no JSON object")
 

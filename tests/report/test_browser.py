@@ -13,7 +13,7 @@ import pytest
 from rankwise.report.curves import pareto
 from rankwise.report.page import write_page
 from rankwise.report.serve import Server
-from rankwise.report.trials import read_results
+from rankwise.report.trials import read_study
 from tests.report.synthetic import METHODS, TARGETS, experiment, write_json, write_results
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (extra test)")
@@ -115,7 +115,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metrics["layers"][0] |= {"name": HOSTILE, "choice": {HOSTILE: HOSTILE}}
     metrics["spectra"] = {HOSTILE: [4.0, 2.0, 1.0]}
     write_json(last, metrics)
-    write_page(read_results(out))
+    write_page(read_study(out))
     return out
 
 
@@ -262,7 +262,7 @@ def test_by_keyboard_in_both_themes_and_on_a_phone(browser: Browser, sweep: Path
 def test_one_compression_alone(browser: Browser, tmp_path: Path) -> None:
     write_results(tmp_path, ["svd"], [0.5], 1)
     folder = tmp_path / "trials" / "0000"
-    page = write_page(read_results(folder))
+    page = write_page(read_study(folder))
     browser.open(f"file://{page}")
     hidden = browser.js(
         "return ['tradeoff', 'loss', 'picker'].map((id) => document.getElementById(id).hidden)"

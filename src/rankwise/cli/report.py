@@ -11,11 +11,11 @@ from rankwise.errors import RankwiseError
 from rankwise.report.figures import write_figures
 from rankwise.report.page import write_page
 from rankwise.report.serve import Server
-from rankwise.report.trials import read_results
+from rankwise.report.trials import read_study
 
 
 def report(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of results, or one metrics.json.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of study, or one metrics.json.")],
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="The page [default: PATH/report.html].")
     ] = None,
@@ -37,23 +37,23 @@ def report(
             )
         _serve(path, port)
         return
-    results = read_results(path)
-    page = write_page(results, out)
+    study = read_study(path)
+    page = write_page(study, out)
     written = [page]
     for form, folder in (("pdf", pdf), ("png", png)):
         if folder is not None:
-            written += write_figures(results, folder, form)
-    failed = sum(trial.failed is not None for trial in results.trials)
+            written += write_figures(study, folder, form)
+    failed = sum(trial.failed is not None for trial in study.trials)
     counts = {
-        "trials": len(results.trials) - failed,
+        "trials": len(study.trials) - failed,
         "failed": failed,
-        "unreadable": [f"{file}: {why}" for file, why in results.unreadable],
+        "unreadable": [f"{file}: {why}" for file, why in study.unreadable],
     }
     if json:
         print_json({"page": str(page), "written": list(map(str, written)), **counts})
         return
-    typer.echo(f"{counts['trials']} trials, {failed} failed, {len(results.unreadable)} unreadable files")
-    for file, why in results.unreadable:
+    typer.echo(f"{counts['trials']} trials, {failed} failed, {len(study.unreadable)} unreadable files")
+    for file, why in study.unreadable:
         typer.echo(f"unreadable: {file}: {why}", err=True)
     typer.echo("written: " + ", ".join(map(str, written)))
 

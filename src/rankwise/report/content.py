@@ -15,25 +15,26 @@ from rankwise.report.curves import (
     curves,
     figures_of,
     network_of,
+    published_rate,
     published_rows,
     target_of,
     within,
 )
 from rankwise.report.layers import Names, layers_of, spectra_of
-from rankwise.report.trials import STAGES, Json, Results, Trial, number, rows, table, text
+from rankwise.report.trials import STAGES, Json, Study, Trial, number, rows, table, text
 
 DIGITS = 6  # significant digits of every number on the page
 DETAILS = ("spectra", "classes", "layers")  # what a page too large leaves out, in this order
 _COSTS = ("params", "macs", "bytes")
 
 
-def content(results: Results, without: Sequence[str] = ()) -> dict[str, Any]:
-    """Everything on the page of ``results``, JSON-able.
+def content(study: Study, without: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything on the page of ``study``, JSON-able.
 
     ``without`` names the :data:`DETAILS` of trials to leave out.
     """
-    networks, drawn = curves(results.trials)
-    first: Json = results.experiments[0] if results.experiments else {}
+    networks, drawn = curves(study.trials)
+    first: Json = study.experiments[0] if study.experiments else {}
     names = Names()  # of layers, choices and classes
     curve_of = {member: at for at, curve in enumerate(drawn) for member in curve.trials}
     return {
@@ -42,20 +43,31 @@ def content(results: Results, without: Sequence[str] = ()) -> dict[str, Any]:
         "deltas": DELTAS,
         "kept": [vars(axis) for axis in KEPT],
         "qualities": [vars(axis) for axis in QUALITIES],
-        "networks": [_network(index, name, results) for index, name in enumerate(networks)],
+        "networks": [_network(index, name, study) for index, name in enumerate(networks)],
         "curves": [_curve(curve) for curve in drawn],
-        "published": [_published(row, networks) for row in published_rows(results.experiments)],
+        "published": [_published(row, networks) for row in published_rows(study.experiments)],
         "trials": [
-            _trial(trial, curve_of.get(index), results.path, networks, names, without)
-            for index, trial in enumerate(results.trials)
+            _trial(trial, curve_of.get(index), study.path, networks, names, without)
+            for index, trial in enumerate(study.trials)
         ],
         "names": list(names),
-        "unreadable": [[_beside(path, results.path), text(why)] for path, why in results.unreadable],
-        "unfinished": results.unfinished,
-        "expected": sum(int(number(e.get("trials")) or 0) for e in results.experiments),
-        "made": _made(results),
+        "unreadable": [[_beside(path, study.path), text(why)] for path, why in study.unreadable],
+        "expected": _expected(study.experiments),
+        "made": _made(study),
         "without": list(without),
     }
+
+
+def _expected(experiments: Iterable[Json]) -> int:
+    """How many trials the experiments stand for; copies of one experiment count once."""
+    keys: set[str] = set()
+    others = 0
+    for experiment in experiments:
+        if isinstance(experiment.get("keys"), list):
+            keys |= set(map(text, experiment["keys"]))
+        else:
+            others += int(number(experiment.get("trials")) or 0)
+    return len(keys) + others
 
 
 def _rounded(value: float | None) -> float | None:
@@ -67,9 +79,9 @@ def _beside(path: Path, root: Path) -> str:
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
-def _network(index: int, name: tuple[str, str], results: Results) -> dict[str, Any]:
+def _network(index: int, name: tuple[str, str], study: Study) -> dict[str, Any]:
     model, data = name
-    originals = [t.stage("original") for t in results.trials if network_of(t) == name]
+    originals = [t.stage("original") for t in study.trials if network_of(t) == name]
     figures: dict[str, float | None] = {}
     for key in ("top1", "top5", "perplexity", *_COSTS):
         values = [v for original in originals if (v := number(original.get(key))) is not None]
@@ -110,7 +122,8 @@ def _published(row: Json, networks: Sequence[tuple[str, str]]) -> dict[str, Any]
         **{name: text(row.get(name)) for name in ("work", "method", "measure", "source")},
         "model": model,
         "networks": [index for index, (name, _) in enumerate(networks) if name == model or not model],
-        **{name: _rounded(number(row.get(name))) for name in ("kept", "top1", "loss", "agreement")},
+        **{name: _rounded(number(row.get(name))) for name in ("kept", "loss")},
+        **{name: _rounded(published_rate(row, name)) for name in ("top1", "agreement")},
         "retrained": row.get("retrained") if isinstance(row.get("retrained"), bool) else None,
     }
 
@@ -211,9 +224,9 @@ def _machine(hardware: Json) -> dict[str, Any]:
     }
 
 
-def _made(results: Results) -> dict[str, Any]:
+def _made(study: Study) -> dict[str, Any]:
     """How the results came to be: commands, and every version and machine that took part."""
-    sources = [*results.experiments, *(trial.metrics for trial in results.trials)]
+    sources = [*study.experiments, *(trial.metrics for trial in study.trials)]
 
     def distinct(values: Iterable[Any]) -> list[str]:
         return list(dict.fromkeys(filter(None, map(text, values))))
@@ -222,17 +235,17 @@ def _made(results: Results) -> dict[str, Any]:
     for source in sources:
         for name, value in table(source.get("versions")).items():
             versions.setdefault(text(name), []).append(text(value))
-    commands = distinct(e.get("command") for e in results.experiments)
+    commands = distinct(e.get("command") for e in study.experiments)
     if not commands:
-        commands = distinct(trial.metrics.get("command") for trial in results.trials)
+        commands = distinct(trial.metrics.get("command") for trial in study.trials)
     times = sorted(
-        filter(None, (text(t.metrics.get(name)) for t in results.trials for name in ("started", "finished")))
+        filter(None, (text(t.metrics.get(name)) for t in study.trials for name in ("started", "finished")))
     )
     return {
         "commands": commands,
         "versions": {name: distinct(values) for name, values in versions.items()},
         "hardware": distinct(_machine(table(source.get("hardware"))) for source in sources),
-        "weights": distinct(trial.metrics.get("weights") for trial in results.trials),
-        "calibration": distinct(trial.metrics.get("calibration") for trial in results.trials),
+        "weights": distinct(trial.metrics.get("weights") for trial in study.trials),
+        "calibration": distinct(trial.metrics.get("calibration") for trial in study.trials),
         "times": [times[0], times[-1]] if times else [],
     }

@@ -242,6 +242,12 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
+def published_rate(row: Json, name: str) -> float | None:
+    """A published top-1 or agreement, which is written in percent, as a fraction."""
+    value = number(row.get(name))
+    return None if value is None else value / 100
+
+
 def published_rows(experiments: Iterable[Json]) -> list[Json]:
     """The published figures that the experiments hold, each once."""
     found: dict[str, Json] = {}

@@ -5,8 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import RankwiseError
-from rankwise.report.curves import KEPT, QUALITIES, Axis, Curve, curves, pareto, published_rows
-from rankwise.report.trials import STAGES, Json, Results, number, text
+from rankwise.report.curves import (
+    KEPT,
+    QUALITIES,
+    Axis,
+    Curve,
+    curves,
+    pareto,
+    published_rate,
+    published_rows,
+)
+from rankwise.report.trials import STAGES, Json, Study, number, text
 
 # Okabe and Ito's palette without its yellow, as on the page: distinct for colour-blind eyes, also on white.
 COLOURS = ("#0072b2", "#c4510a", "#00855f", "#b0578d", "#a97400", "#2d93cf", "#5f6875")
@@ -27,11 +36,11 @@ STYLE: dict[Any, Any] = {
 FORMATS = ("pdf", "png")
 
 
-def write_figures(results: Results, out: Path, form: str) -> list[Path]:
+def write_figures(study: Study, out: Path, form: str) -> list[Path]:
     """Write one trade-off per network, stage, cost and quality (top-1, agreement) that have points.
 
     Args:
-        results: as :func:`rankwise.report.trials.read_results` gives them.
+        study: as :func:`rankwise.report.trials.read_study` gives them.
         out: the folder, made if need be.
         form: "pdf" or "png".
 
@@ -48,14 +57,14 @@ def write_figures(results: Results, out: Path, form: str) -> list[Path]:
         ) from error
     matplotlib.use("Agg")
     out.mkdir(parents=True, exist_ok=True)
-    networks, drawn = curves(results.trials)
-    published = published_rows(results.experiments)
+    networks, drawn = curves(study.trials)
+    published = published_rows(study.experiments)
     written = []
     with matplotlib.rc_context(STYLE):
         for index, (model, data) in enumerate(networks):
             own = [curve for curve in drawn if curve.network == index]
             rows = [row for row in published if text(row.get("model")) in ("", model)]
-            original = _original(results, (model, data))
+            original = _original(study, (model, data))
             for stage in STAGES:
                 for kept in KEPT[:2]:
                     for quality in (axis for axis in QUALITIES if axis.name in ("top1", "agreement")):
@@ -70,10 +79,10 @@ def _file_name(*parts: str) -> str:
     return re.sub(r"[^\w.-]+", "-", "_".join(filter(None, words))).strip("-.") + f".{form}"
 
 
-def _original(results: Results, network: tuple[str, str]) -> float | None:
+def _original(study: Study, network: tuple[str, str]) -> float | None:
     found = [
         value
-        for trial in results.trials
+        for trial in study.trials
         if (text(trial.metrics.get("model")), text(trial.metrics.get("data"))) == network
         and (value := number(trial.stage("original").get("top1"))) is not None
     ]
@@ -138,7 +147,7 @@ def _published(axes: Any, rows: list[Json], kept: str, quality: str) -> None:
     """Hollow markers, one look per work and method."""
     groups: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        x, y = number(row.get("kept")), number(row.get(quality))
+        x, y = number(row.get("kept")), published_rate(row, quality)
         if row.get("measure") == kept and x is not None and y is not None:
             name = f"{text(row.get('method'))}, {text(row.get('work'))}"
             name += ", retrained" if row.get("retrained") is True else ""

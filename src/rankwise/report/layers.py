@@ -4,8 +4,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rankwise.report.trials import PLAN_FILE, Json, Trial, number, rows, table, text
+from rankwise.report.trials import Json, Trial, number, rows, table, text
 
+PLAN_FILE = "plan.json"
 Round = Callable[[float | None], float | None]
 SPECTRUM_POINTS = 128  # values of one spectrum that the page draws
 

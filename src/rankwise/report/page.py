@@ -11,7 +11,7 @@ from rankwise.errors import RankwiseError
 from rankwise.files import write_text
 from rankwise.report.content import DETAILS, content
 from rankwise.report.curves import target_of
-from rankwise.report.trials import Results, read_results, text
+from rankwise.report.trials import Study, read_study, text
 
 PAGE_FILE = "report.html"
 SIZE_LIMIT = 4_900_000  # bytes of a page
@@ -19,22 +19,21 @@ _SCRIPTS = ("common.js", "tradeoff.js", "trial.js", "tables.js", "main.js")  # i
 _HERE = Path(__file__).parent / "page"
 
 
-def write_page(results: Results, out: Path | None = None) -> Path:
-    """Write the page of ``results`` to ``out``, by default beside them; returns where it is.
+def write_page(study: Study, out: Path | None = None) -> Path:
+    """Write the page of ``study`` to ``out``, by default beside them; returns where it is.
 
     Raises:
         MissingExtra: the extra ``report`` is not installed.
     """
-    folder = results.path if results.path.is_dir() else results.path.parent
-    out = folder / PAGE_FILE if out is None else out
-    write_text(out, render(results))
+    out = study.path / PAGE_FILE if out is None else out
+    write_text(out, render(study))
     return out
 
 
 def write_page_beside(folder: Path) -> str:
     """Write the page of one compression into its folder; returns one line that says so, or why not."""
     try:
-        return f"page: {write_page(read_results(folder))}"
+        return f"page: {write_page(read_study(folder))}"
     except MissingExtra as missing:
         return f"no page: {missing}"
 
@@ -43,42 +42,42 @@ class MissingExtra(RankwiseError):
     """Packages of an extra are not installed."""
 
 
-def render(results: Results, watch: bool = False) -> str:
+def render(study: Study, watch: bool = False) -> str:
     """The page as HTML text.
 
     With ``watch`` it asks the server that it came from for changes; otherwise it never asks anyone.
     """
     template, plotly = _template(), _plotly()
-    title = _title(results)
+    title = _title(study)
 
     def made(packed: str) -> str:
         return str(template.render(title=title, data=packed, plotly=plotly, watch=watch, **_assets()))
 
-    return made(packed_content(results, room=SIZE_LIMIT - len(made("").encode())))
+    return made(packed_content(study, room=SIZE_LIMIT - len(made("").encode())))
 
 
-def packed_content(results: Results, room: int = SIZE_LIMIT) -> str:
+def packed_content(study: Study, room: int = SIZE_LIMIT) -> str:
     """The content as base64 text of gzipped JSON, details of trials left out until it fits into ``room``."""
     packed = ""
     for count in range(len(DETAILS) + 1):
-        shown = content(results, without=DETAILS[:count])
+        shown = content(study, without=DETAILS[:count])
         packed = _pack(json.dumps(shown, separators=(",", ":"), allow_nan=False).encode())
         if len(packed) <= room:
             break
     return packed
 
 
-def _title(results: Results) -> str:
-    for experiment in results.experiments:
+def _title(study: Study) -> str:
+    for experiment in study.experiments:
         if experiment.get("title"):
             return str(experiment["title"])
-    if len(results.trials) == 1:
-        trial = results.trials[0]
+    if len(study.trials) == 1:
+        trial = study.trials[0]
         model, method = (text(trial.metrics.get(name)) for name in ("model", "method"))
         kept = target_of(trial)
         parts = [model or "A network", f" by {method}" if method else "", f", {kept} kept" if kept else ""]
         return "".join(parts)
-    return results.path.resolve().name
+    return study.path.resolve().name
 
 
 def _pack(content: bytes) -> str:

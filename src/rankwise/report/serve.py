@@ -9,7 +9,8 @@ from typing import Any
 
 from rankwise.errors import RankwiseError
 from rankwise.report.page import packed_content, render
-from rankwise.report.trials import read_results, result_files
+from rankwise.report.trials import read_study
+from rankwise.results import EXPERIMENT_FILE, METRICS_FILE
 
 HOST = "127.0.0.1"
 _POLICY = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
@@ -18,7 +19,7 @@ _POLICY = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Re
 def fingerprint(path: Path) -> str:
     """A text that changes when a result below ``path`` appears, changes or goes."""
     digest = hashlib.sha256()
-    for file in result_files(path):
+    for file in sorted(file for name in (EXPERIMENT_FILE, METRICS_FILE) for file in path.rglob(name)):
         try:
             status = file.stat()
         except OSError:
@@ -40,7 +41,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, path: Path, port: int = 0) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._packed: tuple[str, str] = (fingerprint(path), packed_content(read_results(path)))
+        self._packed: tuple[str, str] = (fingerprint(path), packed_content(read_study(path)))
         super().__init__((HOST, port), _Handler)
 
     @property
@@ -53,7 +54,7 @@ class Server(ThreadingHTTPServer):
         with self._lock:
             now = fingerprint(self.path)
             if now != self._packed[0]:
-                self._packed = (now, packed_content(read_results(self.path)))
+                self._packed = (now, packed_content(read_study(self.path)))
             return self._packed[1]
 
 
@@ -84,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _page(self) -> str:
-        return render(read_results(self.server.path), watch=True)
+        return render(read_study(self.server.path), watch=True)
 
     def _state(self) -> str:
         return fingerprint(self.server.path)

@@ -1,20 +1,13 @@
-"""Results on disk, read as they are: one folder per trial, each with its ``metrics.json``."""
+"""What the page is made of: trials as they lie on disk, read with doubt, since any field may be missing."""
 
-import json
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from rankwise.errors import FileFormatError
+from rankwise.results import METRICS_FILE, read
 
-FORMAT, VERSION = "rankwise.metrics", 1
-EXPERIMENT_FORMAT, EXPERIMENT_VERSION = "rankwise.experiment", 1
-METRICS_FILE, PLAN_FILE, EXPERIMENT_FILE, TRIAL_FILE = (
-    "metrics.json", "plan.json", "experiment.json", "config.json",
-)  # fmt: skip
 STAGES = ("compressed", "recovered")
 TEXT_LIMIT = 4000  # characters of any one text on the page
 
@@ -31,7 +24,7 @@ class Trial:
     @property
     def failed(self) -> str | None:
         """Why it failed; None where it did not."""
-        return text(self.metrics.get("failed")) or None
+        return (text(self.metrics["failed"]) or "no reason given") if "failed" in self.metrics else None
 
     def stage(self, name: str) -> Json:
         """The figures of "original", "compressed" or "recovered"; empty where there are none."""
@@ -39,105 +32,25 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Results:
+class Study:
     """All that lies below a folder: experiments, trials, and the files that could not be read, with why."""
 
     path: Path
     experiments: tuple[Json, ...] = ()
     trials: tuple[Trial, ...] = ()
     unreadable: tuple[tuple[Path, str], ...] = ()
-    unfinished: int = 0  # folders with a trial's config and no metrics yet
 
 
-@dataclass
-class _Found:
-    experiments: list[Json] = field(default_factory=list)
-    trials: list[Trial] = field(default_factory=list)
-    unreadable: list[tuple[Path, str]] = field(default_factory=list)
-    unfinished: int = 0
-
-
-def read_results(path: Path) -> Results:
-    """Read every ``metrics.json`` and ``experiment.json`` at or below ``path``.
-
-    Folders that were copied together are one result; a file that cannot be read is named, not fatal.
+def read_study(path: Path) -> Study:
+    """What :func:`rankwise.results.read` finds below ``path``, a folder or one ``metrics.json``.
 
     Raises:
-        FileFormatError: there is no such folder, or nothing in it that could be shown.
+        FileFormatError: there is no such folder, or it holds no results.
     """
-    found = _Found()
-    if not path.exists():
-        raise FileFormatError(f"{str(path)!r} was given, and does not exist; allowed is a folder of results.")
-    for folder, names in _folders(path):
-        if EXPERIMENT_FILE in names:
-            _take(found, folder / EXPERIMENT_FILE, found.experiments.append, _check_experiment)
-        if METRICS_FILE in names:
-            _take(
-                found,
-                folder / METRICS_FILE,
-                lambda content, at=folder: found.trials.append(Trial(at, content)),
-                _check_metrics,
-            )
-        elif TRIAL_FILE in names and EXPERIMENT_FILE not in names:
-            found.unfinished += 1
-    if not (found.experiments or found.trials or found.unreadable or found.unfinished):
-        raise FileFormatError(
-            f"{str(path)!r} was given, and holds no {METRICS_FILE}; allowed is a folder that "
-            "`rankwise compress --out` or a run of an experiment wrote."
-        )
-    return Results(
-        path, tuple(found.experiments), tuple(found.trials), tuple(found.unreadable), found.unfinished
-    )
-
-
-def result_files(path: Path) -> Iterator[Path]:
-    """The files that :func:`read_results` would read, in its order."""
-    for folder, names in _folders(path):
-        yield from (folder / name for name in (EXPERIMENT_FILE, METRICS_FILE, TRIAL_FILE) if name in names)
-
-
-def _folders(path: Path) -> Iterator[tuple[Path, set[str]]]:
-    if path.is_file():
-        yield path.parent, {path.name}
-        return
-    for folder, below, names in os.walk(path):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        yield Path(folder), set(names)
-
-
-def _take(found: _Found, path: Path, keep: Any, check: Any) -> None:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        found.unreadable.append((path, f"{type(error).__name__}: {error}"))
-        return
-    problem = check(content)
-    if problem:
-        found.unreadable.append((path, problem))
-    else:
-        keep(content)
-
-
-def _check_header(content: Any, form: str, version: int) -> str:
-    if not isinstance(content, dict):
-        return "not a JSON object"
-    if content.get("format", form) != form:
-        return f"its 'format' is {text(content['format'])!r}, not {form!r}"
-    given = content.get("version", version)
-    if not isinstance(given, int) or given > version:
-        return f"its version is {given!r}; this rankwise reads versions up to {version}"
-    return ""
-
-
-def _check_experiment(content: Any) -> str:
-    return _check_header(content, EXPERIMENT_FORMAT, EXPERIMENT_VERSION)
-
-
-def _check_metrics(content: Any) -> str:
-    problem = _check_header(content, FORMAT, VERSION)
-    if not problem and not text(content.get("failed")) and not table(content.get("compressed")):
-        problem = "it has neither 'compressed' nor 'failed'"
-    return problem
+    folder = path.parent if path.name == METRICS_FILE else path
+    found = read(folder)
+    trials = [Trial(at, metrics) for at, metrics in zip(found.folders, found.trials, strict=True)]
+    return Study(folder, tuple(found.experiments), tuple(trials), tuple(found.unreadable.items()))
 
 
 def table(value: Any) -> Json:
@@ -151,7 +64,10 @@ def rows(value: Any) -> list[Json]:
 
 
 def text(value: Any) -> str:
-    """``value`` as one text for people: lists joined, objects as ``name=value``; empty for nothing."""
+    """``value`` as one text for people: lists joined, objects as ``name=value``; empty for nothing.
+
+    An object with a name begins with it: ``iterative (step=0.9)``.
+    """
     if value is None or value == {} or value == []:
         return ""
     if isinstance(value, bool):
@@ -159,7 +75,10 @@ def text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict):
-        value = ", ".join(f"{key}={text(entry)}" for key, entry in value.items() if entry is not None)
+        rest = {key: entry for key, entry in value.items() if entry is not None and key != "name"}
+        inside = ", ".join(f"{key}={text(entry)}" for key, entry in rest.items())
+        name = text(value.get("name"))
+        value = f"{name} ({inside})" if name and inside else name or inside
     elif isinstance(value, list):
         value = ", ".join(text(entry) for entry in value)
     shown = str(value)

@@ -72,7 +72,7 @@ const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 const meanOf = (point, name) => (point.figures[name] ? point.figures[name][0] : null);
 
 /** Whether this is the page of one compression. */
-const alone = () => content.trials.length === 1 && !content.expected && !content.unfinished;
+const alone = () => content.trials.length === 1 && !content.expected;
 
 /** The curves of the chosen network, and those of them that are not switched off. */
 const curvesHere = () => content.curves.filter((curve) => curve.network === state.network);

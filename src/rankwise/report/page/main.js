@@ -86,7 +86,7 @@ function drawFacts() {
   const failed = content.trials.filter((trial) => trial.failed).length;
   const done = content.trials.length - failed;
   const count = (number, one, several) => `${number.toLocaleString("en")} ${number === 1 ? one : several}`;
-  const waiting = Math.max(content.unfinished, content.expected - content.trials.length);
+  const waiting = content.expected - content.trials.length;
   const parts = [
     !alone() && count(done, "trial", "trials"), failed && `${failed} failed`, waiting > 0 && `${waiting} not finished`, content.unreadable.length && count(content.unreadable.length, "unreadable file", "unreadable files"),
     content.networks.length === 1 && content.networks[0].label, moment(content.created),

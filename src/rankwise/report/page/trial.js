@@ -210,7 +210,7 @@ function drawSpectra(trial) {
   }), {
     height: 340, hovermode: "closest", xaxis: axisStyle("singular value, by size"), yaxis: axisStyle("relative to the largest", { type: "log", exponentformat: "power" }),
   });
-  $("spectra-chart-more").replaceChildren(make("p", { class: "note" }, "One line per layer; the dot is the rank that was chosen."));
+  $("spectra-chart-more").replaceChildren(make("p", { class: "note" }, "Singular values of the original weights, one line per layer; the dot is the rank that was chosen."));
 }
 
 function drawPrediction(trial) {
