@@ -21,7 +21,7 @@ from rankwise.report.curves import (
     within,
 )
 from rankwise.report.layers import Names, layers_of, spectra_of
-from rankwise.report.trials import STAGES, Json, Study, Trial, number, rows, table, text
+from rankwise.report.trials import STAGES, Json, Study, Trial, keys_of, number, rows, table, text
 
 DIGITS = 6  # significant digits of every number on the page
 DETAILS = ("spectra", "classes", "layers")  # what a page too large leaves out, in this order
@@ -63,10 +63,9 @@ def _expected(experiments: Iterable[Json]) -> int:
     keys: set[str] = set()
     others = 0
     for experiment in experiments:
-        if isinstance(experiment.get("keys"), list):
-            keys |= set(map(text, experiment["keys"]))
-        else:
-            others += int(number(experiment.get("trials")) or 0)
+        own = keys_of(experiment)
+        keys |= set(own)
+        others += 0 if own else int(number(experiment.get("trials")) or 0)
     return len(keys) + others
 
 

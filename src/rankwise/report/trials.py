@@ -44,13 +44,24 @@ class Study:
 def read_study(path: Path) -> Study:
     """What :func:`rankwise.results.read` finds below ``path``, a folder or one ``metrics.json``.
 
+    Trials come in the order of the experiments that they belong to, others after them.
+
     Raises:
         FileFormatError: there is no such folder, or it holds no results.
     """
     folder = path.parent if path.name == METRICS_FILE else path
     found = read(folder)
     trials = [Trial(at, metrics) for at, metrics in zip(found.folders, found.trials, strict=True)]
+    keys = [key for experiment in found.experiments for key in keys_of(experiment)]
+    places = {key: place for place, key in reversed(list(enumerate(keys)))}
+    trials.sort(key=lambda trial: places.get(trial.metrics.get("key"), len(keys)))
     return Study(folder, tuple(found.experiments), tuple(trials), tuple(found.unreadable.items()))
+
+
+def keys_of(experiment: Json) -> list[str]:
+    """The trials of ``experiment``, in its order."""
+    keys = experiment.get("keys")
+    return [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
 
 
 def table(value: Any) -> Json:
@@ -75,8 +86,8 @@ def text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict):
-        rest = {key: entry for key, entry in value.items() if entry is not None and key != "name"}
-        inside = ", ".join(f"{key}={text(entry)}" for key, entry in rest.items())
+        entries = {key: text(entry) for key, entry in value.items() if key != "name"}
+        inside = ", ".join(f"{key}={entry}" for key, entry in entries.items() if entry)
         name = text(value.get("name"))
         value = f"{name} ({inside})" if name and inside else name or inside
     elif isinstance(value, list):

@@ -142,7 +142,8 @@ function tableOf(columns, rows, caption, { rowClass = () => null, stack = false 
   return make("table", { "aria-label": caption, class: stack ? "stack" : null },
     make("thead", {}, make("tr", {}, columns.map(([title, , options]) => make("th", { scope: "col", ...kind(options) }, title)))),
     make("tbody", {}, rows.map((row) =>
-      make("tr", { class: rowClass(row) }, columns.map(([title, cell, options]) => make("td", { ...kind(options), "data-title": title }, cell(row)))))));
+      make("tr", { class: rowClass(row) }, columns.map(([title, cell, options]) =>
+        make("td", { ...kind(options), "data-title": title }, stack ? make("div", {}, cell(row)) : cell(row)))))));
 }
 
 function axisStyle(title, more = {}) {

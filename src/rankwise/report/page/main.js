@@ -88,7 +88,7 @@ function drawFacts() {
   const count = (number, one, several) => `${number.toLocaleString("en")} ${number === 1 ? one : several}`;
   const waiting = content.expected - content.trials.length;
   const parts = [
-    !alone() && count(done, "trial", "trials"), failed && `${failed} failed`, waiting > 0 && `${waiting} not finished`, content.unreadable.length && count(content.unreadable.length, "unreadable file", "unreadable files"),
+    !alone() && (failed ? `${done.toLocaleString("en")} of ${count(content.trials.length, "trial", "trials")} succeeded, ${failed} failed` : count(done, "trial", "trials")), waiting > 0 && `${waiting} not finished`, content.unreadable.length && count(content.unreadable.length, "unreadable file", "unreadable files"),
     content.networks.length === 1 && content.networks[0].label, moment(content.created),
   ];
   $("facts").textContent = parts.filter(Boolean).join(" · ");

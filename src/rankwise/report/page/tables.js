@@ -64,13 +64,15 @@ function firstDelta() {
   return content.deltas[Math.max(0, at)];
 }
 
-const STEPS = ["calibrate", "decompose", "allocate", "build", "recover", "evaluate"];
+const FIRST = ["calibrate", "decompose", "allocate", "build"];
+const LAST = ["recover", "evaluate"];
 
 function drawSpent() {
   const rows = curvesShown().filter((curve) => Object.keys(curve.seconds).length);
   $("spent").hidden = !rows.length;
   if (!rows.length) return;
-  const steps = [...new Set([...STEPS, ...rows.flatMap((curve) => Object.keys(curve.seconds))])].filter((step) => rows.some((curve) => curve.seconds[step] > 0));
+  const others = rows.flatMap((curve) => Object.keys(curve.seconds)).filter((step) => ![...FIRST, ...LAST].includes(step));
+  const steps = [...new Set([...FIRST, ...others, ...LAST])].filter((step) => rows.some((curve) => curve.seconds[step] > 0));
   const total = (curve) => Object.values(curve.seconds).reduce((sum, value) => sum + (value || 0), 0);
   const names = rows.map((curve) => curve.label);
   const places = rows.map((_, at) => at);
@@ -102,10 +104,16 @@ function drawFailures() {
   $("failures").hidden = !failed.length && !unreadable.length;
   const parts = [];
   if (failed.length) {
+    const alike = new Map(); // repetitions fail alike
+    for (const trial of failed) {
+      const same = JSON.stringify([trial.method, trial.network, trial.target, trial.failed]);
+      alike.set(same, [...(alike.get(same) || []), trial]);
+    }
     parts.push(make("p", {}, failed.length === 1 ? "One trial failed." : `${failed.length} trials failed.`), make("div", { class: "scroll" }, tableOf([
-      ["Method", (trial) => trial.method || "–", { text: true }], ["Network", (trial) => content.networks[trial.network].label, { text: true }], ["Kept", (trial) => trial.target || "–"],
-      ["Reason", (trial) => trial.failed, { text: true }], ["Folder", (trial) => trial.folder, { text: true }],
-    ], failed, "Failed trials", { stack: true })));
+      ["Method", ([trial]) => trial.method || "–", { text: true }], ["Network", ([trial]) => content.networks[trial.network].label, { text: true }], ["Kept", ([trial]) => trial.target || "–"],
+      ["Trials", (trials) => String(trials.length), { number: true }],
+      ["Reason", (trials) => [trials[0].failed, make("small", {}, trials.map((trial) => trial.folder).join(", "))], { text: true }],
+    ], [...alike.values()], "Failed trials", { stack: true })));
   }
   if (unreadable.length) {
     parts.push(make("p", {}, unreadable.length === 1 ? "One file could not be read and is left out." : `${unreadable.length} files could not be read and are left out.`),

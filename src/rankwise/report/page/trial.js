@@ -53,7 +53,7 @@ function drawTrial() {
   const prediction = block(trial.tradeoff, "Predicted trade-off", "prediction-chart");
   const left = [make("div", { class: "block scroll" }, stagesTable(trial))];
   const right = [layers, spectra, prediction];
-  (trial.layers && trial.layers.length > 11 ? left : right).push(classes); // where there is more room
+  ((trial.layers && trial.layers.length > 11) || spectra || prediction ? left : right).push(classes); // where there is more room
   const columns = [left, right];
   body.replaceChildren(make("div", { class: "pair" }, columns.map((column) => column.filter(Boolean)).filter((column) => column.length).map((column) => make("div", { class: "column" }, column))));
   if (content.without.length) body.append(make("p", { class: "note" }, `Left out, to keep the page small: ${content.without.join(", ")} of the trials. They are in each trial's folder.`));
@@ -89,26 +89,24 @@ function tilesOf(trial) {
 
 function stagesTable(trial) {
   const stages = ["original", "compressed", "recovered"].filter((stage) => trial.stages[stage]);
-  const row = (label, show, kept) => ({ label, show, kept });
+  const row = (label, show) => ({ label, show });
+  const cost = (name, show) => (figures) => [show(figures[name]), known(figures[`${name}_kept`]) ? make("small", {}, `${percent(figures[`${name}_kept`])} kept`) : null];
   const interval = (name) => (figures) => {
     if (!known(figures[name])) return "–";
     const ends = figures[`${name}_interval`];
-    return [percent(figures[name]), ends ? make("small", {}, `${percent(ends[0])} to ${percent(ends[1])}`) : null];
+    return [percent(figures[name]), ends ? make("small", {}, `${(100 * ends[0]).toFixed(2)} – ${(100 * ends[1]).toFixed(2)}`) : null];
   };
   const rows = [
     row("Top-1", interval("top1")), row("Agreement", interval("agreement")), row("Top-5", (f) => percent(f.top5)),
     row("Decisions changed", (f) => short(f.flips)), row("KL, nats", (f) => nats(f.kl)), row("Loss, nats", (f) => nats(f.loss)),
-    row("Perplexity", (f) => significant(f.perplexity)), row("Parameters", (f) => short(f.params), "params_kept"),
-    row("MACs", (f) => short(f.macs), "macs_kept"), row("Size in memory", (f) => bytes(f.bytes), "bytes_kept"), row("File", (f) => bytes(f.file_bytes)),
-  ].filter(({ show }) => stages.some((stage) => show(trial.stages[stage]) !== "–"));
-  const last = trial.stages[stages[stages.length - 1]];
-  const kept = [...rows.filter((r) => r.kept).map((r) => last[r.kept])].some(known);
+    row("Perplexity", (f) => significant(f.perplexity)), row("Parameters", cost("params", short)),
+    row("MACs", cost("macs", short)), row("Size in memory", cost("bytes", bytes)), row("File", (f) => bytes(f.file_bytes)),
+  ].filter(({ show }) => stages.some((stage) => [show(trial.stages[stage])].flat()[0] !== "–"));
   const intervals = stages.some((stage) => trial.stages[stage].top1_interval);
   const titles = { original: "Original", compressed: "Compressed", recovered: "Recovered" };
   const made = tableOf([
     ["", (r) => r.label],
     ...stages.map((stage) => [titles[stage], (r) => r.show(trial.stages[stage]), { number: true }]),
-    ...(kept ? [["Kept", (r) => (r.kept ? percent(last[r.kept]) : ""), { number: true }]] : []),
   ], rows, "Figures of the trial");
   const where = [intervals && `Small print: ${percent(content.confidence, 0)} intervals by the bootstrap over examples.`, trial.folder && trial.folder !== "." && `Folder: ${trial.folder}`].filter(Boolean);
   return make("div", {}, made, where.length ? make("p", { class: "note" }, where.join(" ")) : null);
@@ -127,6 +125,16 @@ function clipped(id, texts) {
   return texts.map((text) => plain(text.length > letters ? `…${text.slice(1 - letters)}` : text));
 }
 
+/** A choice, or its first part, where it fits beside or inside a bar that fills `kept` percent of `room` pixels. */
+function choiceThatFits(choice, kept, room) {
+  for (const text of [choice, choice.split(",")[0]]) {
+    const width = 6.4 * text.length + 8;
+    if ((room * (100 - kept)) / 100 > width) return { text, inside: false };
+    if ((room * kept) / 100 > width) return { text, inside: true };
+  }
+  return { text: "", inside: false };
+}
+
 function drawLayers(trial) {
   const cost = state.kept === "params" || state.kept === "bytes" ? "params" : "macs";
   const [before, after] = LAYER[cost];
@@ -138,9 +146,9 @@ function drawLayers(trial) {
     `${cost === "params" ? "parameters" : "MACs"}: ${short(row[before])} → ${short(row[after])}`,
     known(row[LAYER.error]) ? `predicted relative error: ${percent(row[LAYER.error])}` : null,
   ].filter(Boolean).join("<br>"));
-  const inside = kept.map((value) => value > 62);
   const bar = { type: "bar", orientation: "h", y: rows.map((_, at) => at), hovertext: hover, hovertemplate: "%{hovertext}<extra></extra>" };
-  const choices = rows.map((row) => plain(content.names[row[LAYER.choice]]));
+  const room = ($("layers-chart").clientWidth || 600) - leftFor("layers-chart", names) - 24;
+  const written = rows.map((row, at) => choiceThatFits(content.names[row[LAYER.choice]], kept[at] || 0, room));
   draw("layers-chart", [
     { ...bar, x: rows.map(() => 100), marker: { color: css("--track") }, name: "original" },
     { ...bar, x: kept, marker: { color: kept.map((value) => (value >= 100 ? css("--whole") : css("--accent"))) }, name: "kept" },
@@ -148,9 +156,9 @@ function drawLayers(trial) {
     barmode: "overlay", bargap: 0.28, height: 24 * rows.length + 70, margin: { l: leftFor("layers-chart", names), r: 16, t: 4, b: 46 },
     xaxis: axisStyle(`${cost === "params" ? "parameters" : "MACs"} kept, %`, { range: [0, Math.max(100.01, ...kept)], tickvals: [0, 25, 50, 75, 100], fixedrange: true }),
     yaxis: axisStyle("", { autorange: "reversed", tickvals: rows.map((_, at) => at), ticktext: clipped("layers-chart", names), fixedrange: true, showgrid: false, automargin: false }),
-    annotations: rows.map((_, at) => ({
-      y: at, x: inside[at] ? kept[at] : kept[at] || 0, xanchor: inside[at] ? "right" : "left", yanchor: "middle", showarrow: false, text: choices[at],
-      font: { size: 11.5, color: inside[at] ? (kept[at] >= 100 ? css("--ink") : css("--accent-ink")) : css("--ink") }, xshift: inside[at] ? -4 : 4,
+    annotations: written.map(({ text, inside }, at) => ({
+      y: at, x: Math.min(kept[at] || 0, 100), xanchor: inside ? "right" : "left", yanchor: "middle", showarrow: false, text: plain(text), xshift: inside ? -4 : 4,
+      font: { size: 11.5, color: inside && kept[at] < 100 ? css("--accent-ink") : css("--ink") },
     })),
   });
   $("layers-chart-more").replaceChildren(make("details", {}, make("summary", {}, "As a table"), make("div", { class: "scroll" }, tableOf([
