@@ -54,7 +54,7 @@ def read_study(path: Path) -> Study:
     trials = [Trial(at, metrics) for at, metrics in zip(found.folders, found.trials, strict=True)]
     keys = [key for experiment in found.experiments for key in keys_of(experiment)]
     places = {key: place for place, key in reversed(list(enumerate(keys)))}
-    trials.sort(key=lambda trial: places.get(trial.metrics.get("key"), len(keys)))
+    trials.sort(key=lambda trial: places.get(text(trial.metrics.get("key")), len(keys)))
     return Study(folder, tuple(found.experiments), tuple(trials), tuple(found.unreadable.items()))
 
 
