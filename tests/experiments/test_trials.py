@@ -18,6 +18,16 @@ def test_every_combination_is_a_trial_once(tmp_path: Path) -> None:
     assert [t.repetition for t in trials] == [0] * 6 + [1] * 6
 
 
+def test_recoveries_are_compared_like_methods(tmp_path: Path) -> None:
+    trials = trials_of(experiment(methods="svd", recoveries=[[], "bias", ["bias", "batchnorm"]]), tmp_path)
+    assert [t.label for t in trials[::2]] == [
+        "svd / knapsack",
+        "svd / knapsack + bias",
+        "svd / knapsack + bias + batchnorm",
+    ]
+    assert len({t.key for t in trials}) == 6
+
+
 @pytest.mark.parametrize(
     "change",
     [

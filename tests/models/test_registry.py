@@ -20,6 +20,8 @@ PARAMETERS = {
     "cifar10_resnet110": 1_727_962,
     "cifar10_resnet8": 78_186,
     "cifar10_vgg16_bn": 14_724_042,
+    "cifar10_densenet22": 71_686,
+    "cifar10_wrn16_8": 10_961_370,
     "cifar10_vit": 811_146,
     "mobilenet_v1_075": 2_585_560,
     "tinystories_llama": 260_032,

@@ -270,6 +270,9 @@ class Experiment(Section):
     recovery: Annotated[list[RecoveryRow], BeforeValidator(_listed)] = Field(
         default=[], description="What is done after compression, in order."
     )
+    recoveries: list[Annotated[list[RecoveryRow], BeforeValidator(_listed)]] | None = Field(
+        default=None, min_length=1, description="Several of them, each in trials of its own; [] for none."
+    )
     repetitions: int | None = Field(default=None, gt=0, description="Seeds 0, 1, ... where none are named.")
     seeds: list[int] | None = Field(default=None, min_length=1)
     calibration: Calibration = Calibration()
@@ -292,6 +295,8 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
+        if self.recovery and self.recoveries is not None:
+            raise ValueError("recovery and recoveries were both given; allowed is one of them.")
         if self.seeds is not None and self.repetitions not in (None, len(self.seeds)):
             raise ValueError(f"repetitions={self.repetitions} and {len(self.seeds)} seeds were given.")
         for name, values in (("seeds", self.seeds or []), ("budgets", self.budgets)):
@@ -299,6 +304,11 @@ class Experiment(Section):
                 raise ValueError(f"{name} {values} holds a value twice.")
         Budget.of({self.measure: self.budgets[0]})
         return self
+
+    @property
+    def all_recoveries(self) -> list[list[RecoveryRow]]:
+        """The chains of recoveries that are compared."""
+        return [self.recovery] if self.recoveries is None else self.recoveries
 
     @property
     def all_seeds(self) -> list[int]:

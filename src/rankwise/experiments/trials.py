@@ -109,8 +109,8 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """For tables: the method with its options, and the allocator."""
-        return self.variant.label
+        """For tables: the method with its options, the allocator, what is done afterwards."""
+        return " + ".join([self.variant.label, *(row.label for row in self.recovery)])
 
     def describe(self) -> str:
         """One line for people."""
@@ -130,7 +130,7 @@ def trials_of(experiment: Experiment, base: Path) -> list[Trial]:
             experiment.measure,
             target,
             experiment.schedule,
-            tuple(experiment.recovery),
+            tuple(recovery),
             experiment.multiple_of,
             experiment.fold_batchnorm,
             repetition,
@@ -138,7 +138,9 @@ def trials_of(experiment: Experiment, base: Path) -> list[Trial]:
         for network in experiment.models
         for repetition, seed in enumerate(experiment.all_seeds)
         for setting in [_setting(experiment, network, seed, base)]
-        for variant, target in product(_variants(experiment), experiment.budgets)
+        for variant, recovery, target in product(
+            _variants(experiment), experiment.all_recoveries, experiment.budgets
+        )
     ]
     seen: dict[str, Trial] = {}
     for trial in found:

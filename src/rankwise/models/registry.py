@@ -11,12 +11,14 @@ from torch import nn
 
 from rankwise.errors import RankwiseError, UnknownNameError
 from rankwise.models.cifar_resnet import CifarResNet, CifarResNet8
+from rankwise.models.densenet import CifarDenseNet
 from rankwise.models.llama import Llama
 from rankwise.models.mobilenet import MobileNetV1
 from rankwise.models.small import DigitsCNN, MnistCNN, MnistLeNet, lenet300_100
 from rankwise.models.vgg import CifarVGG16BN
 from rankwise.models.vit import CifarViT
 from rankwise.models.weights import load_weights_
+from rankwise.models.wide_resnet import CifarWideResNet
 
 Task = Literal["classification", "language"]
 
@@ -71,6 +73,16 @@ MODELS: dict[str, Entry] = {
     ),
     "cifar10_vgg16_bn": Entry(
         CifarVGG16BN, (3, 32, 32), "cifar10", "cifar10", "VGG-16 with BatchNorm for 32x32 images"
+    ),
+    "cifar10_densenet22": Entry(
+        CifarDenseNet,
+        (3, 32, 32),
+        "cifar10",
+        "cifar10",
+        "DenseNet-BC, depth 22, growth 12",
+    ),
+    "cifar10_wrn16_8": Entry(
+        CifarWideResNet, (3, 32, 32), "cifar10", "cifar10", "wide residual network 16-8 for 32x32 images"
     ),
     "cifar10_vit": Entry(
         CifarViT, (3, 32, 32), "cifar10", "cifar10", "vision transformer, patch 4, dimension 128, 6 layers"
