@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Literal
 
@@ -158,7 +159,9 @@ def _from_torchvision(spec: str, name: str) -> LoadedModel:
     if weights and weights not in [*known, "DEFAULT"]:
         raise UnknownNameError(f"weights of torchvision's {name}", weights, [*known, "DEFAULT"])
     size = 299 if name == "inception_v3" else 224
-    module = models.get_model(name, weights=weights or None)
+    takes = signature(models.get_model_builder(name)).parameters
+    parts = {"weights_backbone": None} if "weights_backbone" in takes else {}  # its default is a download
+    module = models.get_model(name, weights=weights or None, **parts)
     return LoadedModel(spec, module, _example((3, size, size)), "imagenet", "imagenet-sample")
 
 
