@@ -29,9 +29,10 @@ def sizes(file: Path) -> list[Experiment]:
 
 def resolves(network: Network) -> bool:
     """Whether the name is ours or torchvision's."""
-    kind, _, name = network.name.partition(":")
+    base = network.name.partition("#")[0]
+    kind, _, name = base.partition(":")
     if kind != "torchvision":
-        return network.name in MODELS
+        return base in MODELS
     models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
     name, _, weights = name.partition("@")
     known = [entry.name for entry in models.get_model_weights(name)]

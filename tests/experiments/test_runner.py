@@ -14,7 +14,7 @@ import torch
 from rankwise import Budget, compress
 from rankwise.data import load_data
 from rankwise.errors import DataError, ExperimentError
-from rankwise.evaluation import compare
+from rankwise.evaluation import compare, evaluate
 from rankwise.experiments import context, execution, workbench
 from rankwise.experiments.config import Experiment
 from rankwise.experiments.engines import Local
@@ -166,6 +166,37 @@ def test_a_recovery_is_told_apart_and_saved(tmp_path: Path) -> None:
     saved = compare(load_model("digits_cnn").module, load_network(folder_of(trial, tmp_path)), test)
     assert saved.b.kl == pytest.approx(metrics["recovered"]["kl"], rel=1e-3)
     assert "recover" in metrics["seconds"]
+
+
+@pytest.mark.parametrize(
+    "row", [{"name": "finetune", "epochs": 1, "lr": 0.01}, {"name": "distill", "steps": 20}]
+)
+def test_training_is_a_recovery_with_settings(row: dict[str, Any], tmp_path: Path) -> None:
+    model = {"name": "digits_cnn", "train": {"epochs": 2}}
+    (trial,) = run(experiment(models=model, methods="svd", budgets=[0.25], recovery=row), tmp_path).finished
+    folder = folder_of(trial, tmp_path)
+    metrics = read_metrics(folder)
+    assert metrics is not None and metrics["recovered"]["loss"] < metrics["compressed"]["loss"]
+    assert list(metrics["recovered"]["seconds"]) == metrics["recovery"]
+    assert metrics["recovered"]["params"] == metrics["compressed"]["params"]
+    names = {path.name for path in folder.iterdir()}
+    assert ("log.csv" in names) == (row["name"] == "finetune") and "checkpoint.pt" not in names
+    test = load_data("digits").testing().take(60).batches(128)
+    assert evaluate(load_network(folder), test).loss == pytest.approx(metrics["recovered"]["loss"])
+
+
+def test_a_schedule_can_recover_after_each_step(tmp_path: Path) -> None:
+    schedule = {"name": "iterative", "step": 0.7, "recover": "each"}
+    given = experiment(methods="svd", budgets=[0.4], schedule=schedule, recovery="closed-form")
+    (trial,) = run(given, tmp_path).finished
+    metrics = read_metrics(folder_of(trial, tmp_path))
+    assert metrics is not None and metrics["recovered"]["params_fraction"] <= 0.4
+    last = experiment(
+        methods="svd", budgets=[0.4], schedule={**schedule, "recover": "last"}, recovery="closed-form"
+    )
+    (other,) = run(last, tmp_path).finished
+    assert other.key != trial.key
+    assert (read_metrics(folder_of(other, tmp_path)) or {})["compressed"]["kl"] != metrics["compressed"]["kl"]
 
 
 def test_a_schedule_goes_down_in_steps(tmp_path: Path) -> None:

@@ -84,6 +84,14 @@ MISTAKES = {
         "yaml:8: allocators.0.name: Unknown allocator 'knapsak'. Did",
     ),
     "a recovery": ("recovery: batchnrm\n", "Unknown recovery 'batchnrm'. Did you mean 'batchnorm'"),
+    "a setting of a recovery": (
+        "recovery: {name: finetune, epochs: 1, lrr: 0.1}\n",
+        "yaml:8: recovery.0: Unknown setting of recovery 'finetune' 'lrr'. Did you mean 'lr'",
+    ),
+    "a missing setting of a recovery": (
+        "recovery: finetune\n",
+        "yaml:8: recovery.0: recovery 'finetune' needs the setting 'epochs'",
+    ),
     "a model": ("quick: {models: digits_cn}\n", "Unknown model 'digits_cn'. Did you mean 'digits_cnn'"),
     "a data set": ("quick: {data: digts}\n", "data: Unknown data set 'digts'. Did you mean 'digits'"),
     "one of few values": ("measure: parms\n", "yaml:8: measure: Input should be 'params', 'macs' or 'bytes'"),
@@ -117,6 +125,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_experiment(tmp_path / "nothing.yaml")
     with pytest.raises(ExperimentError, match=r"other\.yaml cannot be read"):
         read_experiment(written(tmp_path, "include: other.yaml\n"))
+
+
+def test_numbers_may_be_written_with_a_power_of_ten(tmp_path: Path) -> None:
+    text = TEXT + "recovery: {name: finetune, epochs: 1, lr: 1e-4}\n"
+    found = read_experiment(written(tmp_path, text), overrides=["recovery.weight_decay=5e-4"])
+    assert found.recovery[0].settings == {"epochs": 1, "lr": 1e-4, "weight_decay": 5e-4}
 
 
 def test_all_means_every_method() -> None:

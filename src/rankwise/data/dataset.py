@@ -245,6 +245,17 @@ class DataSet:
         """
         return self._training("Training")
 
+    def fitting(self, seed: int = 0) -> Split:
+        """The training examples that ``validation(seed=seed)`` leaves, to train on while it judges.
+
+        Raises:
+            DataError: there is no training split.
+        """
+        train = self._training("Training")
+        if not self.validation_size:
+            return train
+        return train.subset(_permutation(len(train), seed)[: len(train) - self.validation_size], "training")
+
     def testing(self) -> Split:
         """The test split.
 

@@ -14,7 +14,8 @@ from rankwise.errors import RankwiseError, UnknownNameError
 from rankwise.experiments.variants import methods_of
 from rankwise.methods import methods
 from rankwise.models import MODELS
-from rankwise.recovery import recoveries
+from rankwise.recovery import Distillation, recoveries
+from rankwise.recovery.training import FineTuning
 
 Measure = Literal["params", "macs", "bytes"]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -75,7 +76,9 @@ class Train(Section):
 class Network(Section):
     """A network: its name, and where its weights come from."""
 
-    name: str = Field(description="NAME, torchvision:NAME[@WEIGHTS] or package.module:callable.")
+    name: str = Field(
+        description="As on the command line: NAME, torchvision:NAME[@WEIGHTS], package.module:callable."
+    )
     weights: str | None = Field(
         default=None,
         description="A weights file: looked for from here, from the experiment file, in RANKWISE_DATA.",
@@ -86,7 +89,8 @@ class Network(Section):
     @field_validator("name")
     @classmethod
     def _model_exists(cls, name: str) -> str:
-        return _known("model", name, MODELS, ("torchvision:NAME", "package.module:callable"))
+        _known("model", name.partition("#")[0], MODELS, ("torchvision:NAME", "package.module:callable"))
+        return name
 
     @field_validator("data")
     @classmethod
@@ -195,6 +199,10 @@ class RecoveryRow(Section):
             if name not in allowed:
                 error = UnknownNameError(f"setting of recovery {self.name!r}", name, allowed or ["none"])
                 raise ValueError(str(error)) from error
+        needed = [] if made is None else [f.name for f in fields(made) if f.default is f.default_factory]
+        absent = [name for name in needed if name not in self.settings]
+        if absent:
+            raise ValueError(f"recovery {self.name!r} needs the setting {absent[0]!r}.")
         if made is not None:
             checked(made, **self.settings)
         return self
@@ -210,7 +218,7 @@ class RecoveryRow(Section):
         return " ".join([self.name, *(f"{key}={value}" for key, value in self.settings.items())])
 
 
-RECOVERY_SETTINGS: dict[str, Any] = {}
+RECOVERY_SETTINGS: dict[str, Any] = {"distill": Distillation, "finetune": FineTuning}
 """Per recovery with settings the dataclass that holds them."""
 
 

@@ -15,16 +15,15 @@ from rankwise.compress import compression
 from rankwise.evaluation import evaluate
 from rankwise.experiments import machine
 from rankwise.experiments.context import Context
+from rankwise.experiments.recover import recovered
 from rankwise.experiments.single import METRICS_FILE, MODEL_FILE, PLAN_FILE
 from rankwise.experiments.trials import Setting, Trial
 from rankwise.experiments.variants import methods_of
 from rankwise.files import json_text, write_text
 from rankwise.io import save
 from rankwise.network import model_cost
-from rankwise.network.state import duplicate
 from rankwise.plan import Edit, plan_of
 from rankwise.progress import Stopwatch
-from rankwise.recovery import get_recovery
 from rankwise.results import FORMAT, VERSION
 
 TRIALS, CONFIG_FILE, FAILURE_FILE = "trials", "config.json", "failure.txt"
@@ -112,13 +111,14 @@ def run_trial(trial: Trial, context: Context, job: Job) -> dict[str, Any]:
 def _figures(trial: Trial, context: Context, folder: Path) -> dict[str, Any]:
     watch = Stopwatch()
     found: dict[str, Any] = {"original": context.original}
-    model, stage = _compressed(trial, context, watch), "compressed"
+    model, stage = _compressed(trial, context, watch, folder), "compressed"
     with watch("evaluate"):
         found[stage] = _judged(model, context)
     if trial.recovery:
-        model, stage = _recovered(trial, model, context, watch), "recovered"
+        with watch("recover"):
+            (model, seconds), stage = recovered(trial.recovery, model, context, folder), "recovered"
         with watch("evaluate"):
-            found[stage] = _judged(model, context)
+            found[stage] = {**_judged(model, context), "seconds": seconds}
     plan = plan_of(model)
     save(model, folder / MODEL_FILE)
     plan.save(folder / PLAN_FILE)
@@ -137,7 +137,7 @@ def _judged(model: nn.Module, context: Context) -> dict[str, Any]:
     return {**evaluate(model, context.test, context.decisions).to_json(), **cost, **fractions}
 
 
-def _compressed(trial: Trial, context: Context, watch: Stopwatch) -> nn.Module:
+def _compressed(trial: Trial, context: Context, watch: Stopwatch, folder: Path) -> nn.Module:
     """The network within the budget, at once or by the steps of the schedule."""
     bench, setting = context.bench, trial.setting
     notes = {"model": setting.model, "data": setting.data, "calibration": len(bench.calibration.split)}
@@ -150,9 +150,10 @@ def _compressed(trial: Trial, context: Context, watch: Stopwatch) -> nn.Module:
     done = bench.compress(trial.variant, Budget.of({trial.measure: first}), **options)
     watch.add(done.seconds)
     model = done.model
-    for target in later:
+    for number, target in enumerate(later, 1):
         if trial.schedule.recover == "each":
-            model = _recovered(trial, model, context, watch)
+            with watch("recover"):
+                model, _ = recovered(trial.recovery, model, context, folder / f"step{number}")
         done = compression(
             model,
             bench.calibration,
@@ -179,16 +180,6 @@ def step_targets(step: float | None, target: float) -> list[float]:
         fractions.append(kept)
         kept *= step
     return [*fractions, target]
-
-
-def _recovered(trial: Trial, compressed: nn.Module, context: Context, watch: Stopwatch) -> nn.Module:
-    """A copy of ``compressed`` after all recoveries of ``trial``."""
-    model = duplicate(compressed)
-    changed = [edit.target for edit in plan_of(model).changes() if edit.op == "replace"]
-    with watch("recover"):
-        for row in trial.recovery:
-            get_recovery(row.name)(model, context.model, context.bench.calibration, changed)
-    return model
 
 
 def _layer(edit: Edit) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Experiment files: YAML with includes, a quick size and overrides; mistakes are told with file and line."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -13,6 +14,15 @@ from rankwise.errors import ExperimentError, UnknownNameError
 from rankwise.experiments.config import Experiment
 
 Key = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as everybody reads it: 1e-4 is a number, which YAML 1.1 has as a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 @dataclass
@@ -104,8 +114,8 @@ def _read(path: Path, outer: tuple[Path, ...]) -> Content:
 
 def _parsed(text: str, path: Path) -> Content:
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
+        root = yaml.compose(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f":{mark.line + 1}"
@@ -148,7 +158,7 @@ def _override_(content: Content, text: str) -> None:
             raise ExperimentError(f"--set {text}: {part!r} does not fit into {held}.")
         if after is None:
             try:
-                here[part] = yaml.safe_load(value)
+                here[part] = yaml.load(value, Loader=_Loader)
             except yaml.YAMLError as error:
                 raise ExperimentError(f"--set {text}: {value!r} is no YAML value.") from error
             break

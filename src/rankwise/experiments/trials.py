@@ -169,7 +169,7 @@ def _layers(row: MethodRow, experiment: Experiment) -> Any:
 
 
 def _setting(experiment: Experiment, network: Network, seed: int, base: Path) -> Setting:
-    entry = MODELS.get(network.name)
+    entry = MODELS.get(network.name.partition("#")[0])
     usual = entry.dataset if entry else "imagenet-sample" if network.name.startswith("torchvision:") else None
     data = network.data or experiment.data or usual
     if data is None:

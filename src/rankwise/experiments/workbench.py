@@ -70,6 +70,7 @@ class Workbench:
             "include": variant.include or None,
             "exclude": variant.exclude or None,
             "multiple_of": multiple_of,
+            "max_memory": self.max_memory,
             "seed": self.seed,
             "progress": self.progress,
         }
