@@ -70,6 +70,9 @@ class Train(Section):
     batch_size: int = Field(default=64, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    examples: int | None = Field(
+        default=None, gt=0, description="Drawn from the training split; by default all of it."
+    )
     each_seed: bool = Field(default=False, description="Whether every repetition has a network of its own.")
 
 

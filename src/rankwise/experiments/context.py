@@ -131,9 +131,8 @@ def _train_(module: nn.Module, setting: Setting, data: DataSet, folder: Path, pr
                 torch.manual_seed(seed)
                 if how.each_seed:
                     module.load_state_dict(load_model(setting.model, seed=seed).module.state_dict())
-                batches = data.training().batches(
-                    how.batch_size, shuffle=True, augment=data.augmentation, seed=seed
-                )
+                split = data.training() if how.examples is None else data.calibration(how.examples, seed)
+                batches = split.batches(how.batch_size, shuffle=True, augment=data.augmentation, seed=seed)
                 train_classifier_(
                     module, batches, epochs=how.epochs, learning_rate=how.learning_rate,
                     weight_decay=how.weight_decay, label_smoothing=how.label_smoothing,
