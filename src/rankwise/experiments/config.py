@@ -4,7 +4,15 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic_core.core_schema import ValidationInfo
 
 from rankwise.allocation import allocators, get_allocator
@@ -34,6 +42,13 @@ def _known(kind: str, given: str, names: Any, other_forms: tuple[str, ...] = ())
         error = UnknownNameError(kind, given, [*names, *other_forms])
         raise ValueError(str(error)) from error
     return given
+
+
+def _data_set(name: str) -> str:
+    return _known("data set", name, DATA, ("package.module:function",))
+
+
+DataName = Annotated[str, AfterValidator(_data_set)]
 
 
 def _listed(given: Any) -> Any:
@@ -87,18 +102,13 @@ class Network(Section):
         description="A weights file: looked for from here, from the experiment file, in RANKWISE_DATA.",
     )
     train: Train | None = None
-    data: str | None = Field(default=None, description="Its data set, where it is not the experiment's.")
+    data: DataName | None = Field(default=None, description="Its data set, where it is not the experiment's.")
 
     @field_validator("name")
     @classmethod
     def _model_exists(cls, name: str) -> str:
         _known("model", name.partition("#")[0], MODELS, ("torchvision:NAME", "package.module:callable"))
         return name
-
-    @field_validator("data")
-    @classmethod
-    def _data_exist(cls, data: str | None) -> str | None:
-        return None if data is None else _known("data set", data, DATA, ("package.module:function",))
 
     @model_validator(mode="after")
     def _one_source(self) -> "Network":
@@ -268,7 +278,9 @@ class Experiment(Section):
     description: str = ""
     requires: str = Field(default="", description="What a user must bring: weights, data, time.")
     models: Annotated[list[Network], BeforeValidator(_listed)] = Field(min_length=1)
-    data: str | None = Field(default=None, description="The data set; by default each network's usual one.")
+    data: DataName | None = Field(
+        default=None, description="The data set; by default each network's usual one."
+    )
     methods: Annotated[list[MethodRow], BeforeValidator(_listed)] = Field(
         min_length=1, description="A list, or 'all' for the defaults of every method."
     )
@@ -298,11 +310,6 @@ class Experiment(Section):
     @classmethod
     def _all_methods(cls, given: Any) -> Any:
         return list(methods()) if given in ("all", ["all"]) else given
-
-    @field_validator("data")
-    @classmethod
-    def _data_exist(cls, data: str | None) -> str | None:
-        return None if data is None else _known("data set", data, DATA, ("package.module:function",))
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":
