@@ -29,7 +29,7 @@ $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	@touch $@
 
-demo: $(VENV)/.installed-demo ## train, compress, evaluate, save and reload a small network (under 2 minutes)
+demo: $(VENV)/.installed-demo ## train, compress, recover, save and reload a small network (under 2 minutes)
 	$(BIN)/rankwise demo
 
 test: $(VENV)/.installed-test ## run the tests (with RANKWISE_DATA set: also those on real data)

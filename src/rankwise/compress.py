@@ -22,18 +22,20 @@ from rankwise.network.state import duplicate, preserved
 from rankwise.plan import Edit, Plan, attach_plan_, outputs_left, plan_of
 from rankwise.progress import Progress, Stopwatch, silent
 from rankwise.recipe import best_split
-from rankwise.recovery import get_recovery
+from rankwise.recovery import NamedRecovery, Recovery, get_recovery
 from rankwise.timed import Timed
 
 MethodLike = str | Method | ChannelMethod
 AllocatorLike = str | Allocator
+RecoveryLike = str | NamedRecovery
 
 
 @dataclass(frozen=True, eq=False)
 class Compression:
     """What :func:`compress` did: the smaller model, the plan of this call, costs and times.
 
-    ``seconds`` has the entries calibrate, decompose, allocate, build and recover.
+    ``seconds`` has the entries calibrate, decompose, allocate, build and recover. ``compressed`` is the
+    model before recovery; without recovery it is ``model``.
     """
 
     model: nn.Module
@@ -41,6 +43,7 @@ class Compression:
     original: Cost
     final: Cost
     seconds: dict[str, float]
+    compressed: nn.Module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class Settings:
 
     method: MethodLike | Sequence[MethodLike] = "whitened"
     allocator: AllocatorLike = "knapsack"
-    recovery: Sequence[str] = ()
+    recovery: Sequence[RecoveryLike] = ()
     include: Patterns | None = None
     exclude: Patterns | None = None
     overrides: Mapping[str, Mapping[str, Any]] | None = None
@@ -74,10 +77,10 @@ class Settings:
             if name not in known:
                 raise UnknownNameError("option", name, known)
         given = cls(**options)
-        if isinstance(given.recovery, str):
+        if isinstance(given.recovery, (str, NamedRecovery)):
             given = replace(given, recovery=(given.recovery,))
-        for name in given.recovery:
-            get_recovery(name)
+        for recovery in given.recovery:
+            _recovery(recovery)
         if isinstance(given.allocator, str):
             given = replace(given, allocator=get_allocator(given.allocator))
         if given.survey is not None and (given.recipe or given.fold_batchnorm):
@@ -121,7 +124,7 @@ class Settings:
             "methods": [{"name": m.name, **m.config()} for m in _methods(self.method)],
             "allocator": {"name": solver.name, **solver.config()},
             "budget": budget.as_dict(),
-            "recovery": list(self.recovery),
+            "recovery": _names(self.recovery),
             "seed": self.seed,
         }
 
@@ -133,7 +136,7 @@ def compress(
     *,
     method: MethodLike | Sequence[MethodLike] = "whitened",
     allocator: AllocatorLike = "knapsack",
-    recovery: Sequence[str] = (),
+    recovery: Sequence[RecoveryLike] = (),
     example: Any = None,
     include: Patterns | None = None,
     exclude: Patterns | None = None,
@@ -156,7 +159,8 @@ def compress(
             whose candidates then compete for every layer; or "FIRST+SECOND": two methods one after the
             other, the budget split between them as agrees most with ``model`` on the calibration data.
         allocator: a name out of ``rankwise.allocation.allocators()`` or a configured one.
-        recovery: names of label-free recoveries done after surgery, in order.
+        recovery: what is done after surgery, in order: names out of ``rankwise.recovery.recoveries()``, or
+            :class:`rankwise.recovery.NamedRecovery`, a function with its name.
         example: one batch to count cost with; by default the first calibration batch.
         include: globs or regular expressions of the layers that may change; None means all.
         exclude: the same for those that must not; wins over ``include``.
@@ -226,12 +230,12 @@ def compression(
             cost = replace(cost, latency=timed.begin(work) if timed else 0)
         stage = settings.stage(budget.limits(original), watch, timed)
         edits = (*folded, *stage.run_(work, reference, example, calibration, cost))
-        _recover(work, reference, calibration, settings.recovery, edits, watch)
+        compressed = _recover(work, reference, calibration, settings.recovery, edits, watch)
     final = _checked(work, example, budget, original, timed)
     notes = settings.as_dict(budget) | ({"latency": timed.report()} if timed else {})
     step = Plan(edits, original.as_dict(), final.as_dict(), (notes,))
     attach_plan_(work, plan_of(model) + step)
-    return Compression(work, step, original, final, watch.seconds)
+    return Compression(work, step, original, final, watch.seconds, compressed)
 
 
 def _check_model(model: nn.Module) -> None:
@@ -303,15 +307,25 @@ def _recipe(
     reference = duplicate(model)
     if settings.fold_batchnorm:
         _fold_(reference, example, original, settings)
-    _recover(work, reference, calibration, settings.recovery, edits, watch)
+    compressed = _recover(work, reference, calibration, settings.recovery, edits, watch)
     final = _checked(work, example, budget, original)
     tried = {f"{share:g}": round(value, 6) for share, value in agreement.items()}
     note = {
-        "recipe": recipe, "budget": budget.as_dict(), "recovery": list(settings.recovery), "agreement": tried
+        "recipe": recipe, "budget": budget.as_dict(), "recovery": _names(settings.recovery),
+        "agreement": tried,
     }  # fmt: skip
     step = Plan(edits, original.as_dict(), final.as_dict(), (*after.settings[len(before.settings) :], note))
     attach_plan_(work, before + step)
-    return Compression(work, step, original, final, watch.seconds)
+    return Compression(work, step, original, final, watch.seconds, compressed)
+
+
+def _recovery(given: RecoveryLike) -> Recovery:
+    """The function behind a name or a named function."""
+    return get_recovery(given) if isinstance(given, str) else given
+
+
+def _names(given: Sequence[RecoveryLike]) -> list[str]:
+    return [recovery if isinstance(recovery, str) else recovery.name for recovery in given]
 
 
 def _methods(given: MethodLike | Sequence[MethodLike]) -> list[Method | ChannelMethod]:
@@ -330,18 +344,23 @@ def _recover(
     work: nn.Module,
     reference: nn.Module,
     calibration: Iterable[Any] | None,
-    names: Sequence[str],
+    recoveries: Sequence[RecoveryLike],
     edits: Sequence[Edit],
     watch: Stopwatch,
-) -> None:
-    if not names:
-        return
+) -> nn.Module:
+    """Do all ``recoveries`` on ``work``, in place; returns what it was before."""
+    if not recoveries:
+        return work
     if calibration is None:
-        raise CalibrationError(f"Recovery {names[0]!r} needs calibration batches; none were given.")
+        raise CalibrationError(
+            f"Recovery {_names(recoveries)[0]!r} needs calibration batches; none were given."
+        )
+    before = duplicate(work)
     changed = outputs_left(reference, edits)
     with watch("recover"):
-        for name in names:
-            get_recovery(name)(work, reference, calibration, changed)
+        for recovery in recoveries:
+            _recovery(recovery)(work, reference, calibration, changed)
+    return before
 
 
 def _checked(

@@ -10,6 +10,7 @@ from rankwise.cli.console import percent, print_json, print_table, progress_bars
 from rankwise.data import Batches, load_data
 from rankwise.evaluation import compare as compare_models
 from rankwise.evaluation import evaluate as evaluate_model
+from rankwise.experiments.recovering import parse_recovery
 from rankwise.experiments.single import (
     METRICS_FILE,
     MODEL_FILE,
@@ -36,19 +37,26 @@ def _accuracy(metrics: Metrics) -> str:
 
 
 def print_metrics(title: str, metrics: Metrics) -> None:
-    """The table of one compression: original beside compressed."""
-    before, after = metrics["original"], metrics["compressed"]
+    """The table of one compression: original beside compressed, and recovered where it was."""
+    original = metrics["original"]
+    later = {name: metrics[name] for name in ("compressed", "recovered") if name in metrics}
+    quality = "top-1" if original.get("perplexity") is None else "quality"
     rows = [
-        ["top-1" if before.get("perplexity") is None else "quality", _accuracy(before), _accuracy(after), ""]
+        [quality, _accuracy(original), *map(_accuracy, later.values()), ""],
+        ["agreement", "", *(percent(found.get("agreement")) for found in later.values()), ""],
     ]
-    rows.append(["agreement", "", percent(after.get("agreement")), ""])
     for name in ("params", "macs", "bytes"):
-        rows.append([name, short(before[name]), short(after[name]), percent(after[f"{name}_fraction"])])
-    print_table(title, ("", "original", "compressed", "kept"), rows, right=(1, 2, 3))
+        values = [short(found[name]) for found in later.values()]
+        kept = percent(metrics["compressed"][f"{name}_fraction"])
+        rows.append([name, short(original[name]), *values, kept])
+    heads = ("", "original", *later, "kept")
+    print_table(title, heads, rows, right=range(1, len(heads)))
+    for name, seconds in metrics.get("recovered", {}).get("seconds", {}).items():
+        typer.echo(f"{name}: {seconds:.0f} seconds")
 
 
 def compress(
-    model: options.ModelName,
+    model: options.FileOrModel,
     data: options.Data,
     weights: options.Weights = None,
     method: options.Method = "whitened",
@@ -56,7 +64,7 @@ def compress(
     allocator: options.Allocator = "knapsack",
     allocator_option: options.AllocatorOptions = None,
     budget: options.BudgetText = "macs=0.5",
-    recovery: options.Recovery = None,
+    recover: options.Recover = "none",
     calibration: options.Calibration = None,
     seed: options.Seed = 0,
     include: options.Include = None,
@@ -67,8 +75,8 @@ def compress(
     out: options.Out = None,
     json: options.Json = False,
 ) -> None:
-    """Compress a network to a budget, evaluate it on the test split, and save it."""
-    run = _run(model, data, weights, method, method_option, allocator, allocator_option, budget, recovery,
+    """Compress a network or a saved file to a budget, recover, evaluate on the test split, save."""
+    run = _run(model, data, weights, method, method_option, allocator, allocator_option, budget, recover,
                calibration, seed, include, exclude, multiple_of, max_memory, fold_batchnorm)  # fmt: skip
     with progress_bars(quiet=json) as progress:
         metrics = execute(run, out, progress)
@@ -84,13 +92,13 @@ def compress(
 
 def _run(
     model: str, data: str, weights: str | None, method: str, method_option: list[str] | None, allocator: str,
-    allocator_option: list[str] | None, budget: str, recovery: list[str] | None, calibration: int | None,
+    allocator_option: list[str] | None, budget: str, recover: str, calibration: int | None,
     seed: int, include: list[str] | None, exclude: list[str] | None, multiple_of: int,
     max_memory: float | None, fold_batchnorm: bool,
 ) -> Run:  # fmt: skip
     return Run(
         model, data, weights, method, options.settings(method_option), allocator,
-        options.settings(allocator_option), budget, tuple(recovery or ()), calibration, seed=seed,
+        options.settings(allocator_option), budget, parse_recovery(recover), calibration, seed=seed,
         include=tuple(include or ()), exclude=tuple(exclude or ()), multiple_of=multiple_of,
         max_memory=None if max_memory is None else int(max_memory * 2**30),
         fold_batchnorm=fold_batchnorm,
@@ -191,10 +199,10 @@ def plan(
     json: options.Json = False,
 ) -> None:
     """Decide what would be done to every layer, and write it as a plan to read or edit."""
-    run = _run(model, data, weights, method, method_option, allocator, allocator_option, budget, None,
+    run = _run(model, data, weights, method, method_option, allocator, allocator_option, budget, "none",
                calibration, seed, include, exclude, multiple_of, max_memory, fold_batchnorm)  # fmt: skip
     with progress_bars(quiet=json) as progress:
-        done = compress_run(run, *prepare(run), progress)
+        done, _ = compress_run(run, *prepare(run), progress)
     done.plan.save(out)
     if json:
         print_json({"plan": str(out), "original": done.plan.original, "final": done.plan.final})

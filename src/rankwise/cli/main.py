@@ -5,7 +5,7 @@ import sys
 import typer
 
 import rankwise
-from rankwise.cli import compression, demo, experiments, inspection, report
+from rankwise.cli import compression, demo, experiments, inspection, report, training
 from rankwise.cli.console import errors
 from rankwise.errors import RankwiseError
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 for command in (
     demo.demo,
     compression.compress,
+    training.finetune,
     compression.evaluate,
     compression.compare,
     inspection.inspect,

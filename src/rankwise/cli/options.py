@@ -38,8 +38,13 @@ AllocatorOptions = Annotated[
 BudgetText = Annotated[
     str, typer.Option("--budget", help="What is KEPT, as fractions or numbers: params=0.5,macs=0.6")
 ]
-Recovery = Annotated[
-    list[str] | None, typer.Option("--recovery", help="A recovery without labels; may be repeated.")
+Recover = Annotated[
+    str,
+    typer.Option(
+        "--recover",
+        metavar="RECOVERY",
+        help="After surgery, several by commas: none, closed-form, distill, finetune:EPOCHS, ...",
+    ),
 ]
 Calibration = Annotated[
     int | None, typer.Option(help="Calibration examples, out of the training split [default: up to 1024].")

@@ -10,7 +10,8 @@ from rankwise.budget import Budget
 from rankwise.compress import Compression, compression
 from rankwise.data import DataSet, load_data
 from rankwise.errors import RankwiseError
-from rankwise.evaluation import Comparison, compare
+from rankwise.evaluation import Comparison, Evaluation, compare, evaluate
+from rankwise.experiments.recovering import Recovering
 from rankwise.experiments.variants import methods_of
 from rankwise.files import json_text, write_text
 from rankwise.io import load, read_plan, save
@@ -45,30 +46,42 @@ class Run:
 
 def prepare(run: Run) -> tuple[LoadedModel, DataSet]:
     """The network and the data set of ``run``, the data prepared as the network reads them."""
-    loaded = load_model(run.model, run.weights, seed=run.seed)
+    loaded = load_any(run.model, run.weights, seed=run.seed)
     return loaded, load_data(run.data, transform=loaded.preprocessing)
 
 
-def beside(done: Compression, both: Comparison) -> dict[str, dict[str, Any]]:
-    """``original`` and ``compressed``: what evaluation and the costs say, with the fractions kept."""
+def beside(
+    done: Compression, both: Comparison, recovered: Evaluation | None = None
+) -> dict[str, dict[str, Any]]:
+    """``original``, ``compressed`` and, if given, ``recovered``: what evaluation and the costs say.
+
+    Compressed is what came before recovery, recovered what came after it; both with the fractions kept.
+    """
     original, final = done.original.as_dict(), done.final.as_dict()
-    fractions = {f"{name}_fraction": final[name] / original[name] for name in final}
-    return {
+    cost = {**final, **{f"{name}_fraction": final[name] / original[name] for name in final}}
+    stages = {
         "original": {**both.a.to_json(), **original},
-        "compressed": {**both.b.to_json(), **final, **fractions},
+        "compressed": {**both.b.to_json(), **cost},
     }
+    return stages if recovered is None else {**stages, "recovered": {**recovered.to_json(), **cost}}
 
 
-def compress_run(run: Run, loaded: LoadedModel, data: DataSet, progress: Progress = silent) -> Compression:
-    """Compress the network of ``run`` on calibration examples out of the training split."""
+def compress_run(
+    run: Run, loaded: LoadedModel, data: DataSet, progress: Progress = silent, out: Path | None = None
+) -> tuple[Compression, dict[str, float]]:
+    """Compress the network of ``run`` on calibration examples out of the training split, and recover it.
+
+    Returns what was done, and the seconds of each recovery. ``out`` is for the checkpoint of fine-tuning.
+    """
     batches = data.calibration(run.calibration, run.seed).batches(run.batch_size)
-    return compression(
+    recovering = Recovering(data, batches, run.seed, out, progress)
+    done = compression(
         loaded.module,
         batches,
         Budget.parse(run.budget),
         method=methods_of(run.method, run.method_options),
         allocator=get_allocator(run.allocator, **run.allocator_options),
-        recovery=run.recovery,
+        recovery=recovering.all(run.recovery),
         include=run.include or None,
         exclude=run.exclude or None,
         multiple_of=run.multiple_of,
@@ -76,21 +89,31 @@ def compress_run(run: Run, loaded: LoadedModel, data: DataSet, progress: Progres
         fold_batchnorm=run.fold_batchnorm,
         seed=run.seed,
         progress=progress,
-        notes={"model": run.model, "data": run.data, "calibration": len(batches.split)},
+        notes={**_architecture(run), "data": run.data, "calibration": len(batches.split)},
     )
+    return done, recovering.seconds
+
+
+def _architecture(run: Run) -> dict[str, str]:
+    """What the plan says of the network; that of a saved file says it already."""
+    if is_file(run.model):
+        return {}
+    return {"model": run.model} if run.weights is None else {"model": run.model, "weights": run.weights}
 
 
 def execute(run: Run, out: Path | None = None, progress: Progress = silent) -> dict[str, Any]:
-    """Compress and evaluate; with ``out`` also save the model, the plan and the metrics there.
+    """Compress, recover and evaluate; with ``out`` also save the model, the plan and the metrics there.
 
-    Returns the metrics: ``original`` and ``compressed`` (accuracy, agreement and cost), ``seconds``.
+    Returns the metrics: ``original``, ``compressed`` and, with a recovery, ``recovered`` (accuracy,
+    agreement and cost; the last also the ``seconds`` of each recovery), and ``seconds``.
     """
     loaded, data = prepare(run)
     test = data.testing().batches(run.batch_size)
-    done = compress_run(run, loaded, data, progress)
+    done, recovering = compress_run(run, loaded, data, progress, out)
     start = time.perf_counter()
     progress("evaluate", 0, 1)
-    both = compare(loaded.module, done.model, test)
+    both = compare(loaded.module, done.compressed, test)
+    recovered = evaluate(done.model, test, loaded.module) if run.recovery else None
     seconds = {**done.seconds, "evaluate": time.perf_counter() - start}
     metrics: dict[str, Any] = {
         "model": run.model,
@@ -99,28 +122,40 @@ def execute(run: Run, out: Path | None = None, progress: Progress = silent) -> d
         "allocator": run.allocator,
         "budget": Budget.parse(run.budget).as_dict(),
         "seed": run.seed,
-        **beside(done, both),
+        **beside(done, both, recovered),
         "seconds": seconds,
     }
+    saved = metrics["recovered" if run.recovery else "compressed"]
+    if run.recovery:
+        metrics["recovery"] = list(run.recovery)
+        saved["seconds"] = recovering
     if out is not None:
         save(done.model, out / MODEL_FILE)
         done.plan.save(out / PLAN_FILE)
-        metrics["compressed"]["file_bytes"] = (out / MODEL_FILE).stat().st_size
+        saved["file_bytes"] = (out / MODEL_FILE).stat().st_size
         write_text(out / METRICS_FILE, json_text(metrics))
     return metrics
 
 
-def load_any(spec: str, weights: str | None = None, skeleton: str | None = None) -> LoadedModel:
+def is_file(spec: str) -> bool:
+    """Whether ``spec`` is a saved network rather than the specification of one."""
+    return Path(spec).suffix == ".safetensors" or Path(spec).is_file()
+
+
+def load_any(
+    spec: str, weights: str | None = None, skeleton: str | None = None, *, seed: int = 0
+) -> LoadedModel:
     """A network by specification, or a saved one by the path of its file.
 
     Args:
         spec: what :func:`rankwise.models.load_model` takes, or a file that :func:`rankwise.save` wrote.
         weights: a weights file for a network by specification.
         skeleton: the architecture of a saved one, by default what its plan names.
+        seed: of the random initial weights of a network by specification.
     """
+    if not is_file(spec):
+        return load_model(spec, weights, seed=seed)
     path = Path(spec)
-    if path.suffix != ".safetensors" and not path.is_file():
-        return load_model(spec, weights)
     settings = read_plan(path).settings
     named = skeleton or next((s["model"] for s in settings if "model" in s), None)
     if named is None:

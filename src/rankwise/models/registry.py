@@ -1,7 +1,7 @@
 """Reference networks by name, each with the example, the preprocessing and the task that go with it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import nn
 from rankwise.errors import RankwiseError, UnknownNameError
 from rankwise.models.cifar_resnet import CifarResNet, CifarResNet8
 from rankwise.models.densenet import CifarDenseNet
+from rankwise.models.head import replace_head_
 from rankwise.models.llama import Llama
 from rankwise.models.mobilenet import MobileNetV1
 from rankwise.models.small import DigitsCNN, MnistCNN, MnistLeNet, lenet300_100
@@ -111,7 +112,8 @@ def load_model(spec: str, weights: str | Path | None = None, *, seed: int = 0) -
         spec: a name in :data:`MODELS`; "torchvision:NAME" with random weights, or
             "torchvision:NAME@WEIGHTS" with weights that torchvision downloads; or
             "package.module:callable", which is called without arguments and returns an
-            ``nn.Module`` or a :class:`LoadedModel`.
+            ``nn.Module`` or a :class:`LoadedModel`. Any of them followed by "#N" has its last layer
+            replaced by a fresh one with N outputs, after ``weights`` are loaded.
         weights: a file to load the weights from, see :func:`rankwise.models.read_weights`.
         seed: of the random initial weights; the global generator is left as it was.
 
@@ -120,11 +122,17 @@ def load_model(spec: str, weights: str | Path | None = None, *, seed: int = 0) -
         WeightsError: ``weights`` cannot be read or does not fit.
         RankwiseError: a needed package is absent, or the callable does not give a module.
     """
+    base, hash_sign, classes = spec.partition("#")
+    if hash_sign and not (classes.isdigit() and int(classes) > 0):
+        raise RankwiseError(f"The model {spec!r} was given; allowed is {base}#N with a number N of classes.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        loaded = _build(spec)
+        loaded = _build(base)
     if weights is not None:
         load_weights_(loaded.module, weights)
+    if hash_sign:
+        replace_head_(loaded.module, int(classes), loaded.example, seed)
+        loaded = replace(loaded, spec=spec)
     loaded.module.eval()
     return loaded
 

@@ -5,12 +5,19 @@ from rankwise.recovery.bias import correct_bias_
 from rankwise.recovery.distill import Distillation, Distilled, distill_
 from rankwise.recovery.divergence import divergence
 from rankwise.recovery.refit import Fitted, Refit, refit_
-from rankwise.recovery.registry import Recovery, get_recovery, recoveries, register_recovery
+from rankwise.recovery.registry import (
+    NamedRecovery,
+    Recovery,
+    get_recovery,
+    recoveries,
+    register_recovery,
+)
 
 __all__ = [
     "Distillation",
     "Distilled",
     "Fitted",
+    "NamedRecovery",
     "Recovery",
     "Refit",
     "correct_bias_",

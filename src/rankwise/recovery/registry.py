@@ -1,6 +1,7 @@
 """Recoveries by name, all with one signature."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,19 @@ Recovery = Callable[[nn.Module, nn.Module, Iterable[Any], Layers], None]
 ``layers`` are the layers that compression changed; ``batches`` may be iterated over
 more than once; no recovery here needs labels. ``original`` is left as it was.
 """
+
+
+@dataclass(frozen=True, eq=False)
+class NamedRecovery:
+    """A recovery that is not registered, with the name that plans give it."""
+
+    name: str
+    run: Recovery
+
+    def __call__(self, model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Layers) -> None:
+        """Recover ``model``, in place."""
+        self.run(model, original, batches, layers)
+
 
 _registry: dict[str, Recovery] = {}
 
