@@ -207,6 +207,7 @@ function drawClasses(trial) {
 function drawSpectra(trial) {
   const ranks = new Map((trial.layers || []).map((row) => [row[LAYER.name], (/\brank (\d+)/.exec(content.names[row[LAYER.choice]]) || [])[1]]));
   const entries = Object.entries(trial.spectra);
+  const wide = entries.some(([, pairs]) => pairs.some((pair) => pair[1] < 0.1));
   draw("spectra-chart", entries.flatMap(([place, pairs], at) => {
     const colour = css(`--c${at % HUES}`);
     const name = plain(content.names[place]);
@@ -216,7 +217,7 @@ function drawSpectra(trial) {
     const mark = chosen && { x: [chosen[0]], y: [chosen[1]], mode: "markers", name, marker: { color: colour, size: 8 }, hovertemplate: `<b>${name}</b><br>rank ${rank}<extra></extra>` };
     return mark ? [line, mark] : [line];
   }), {
-    height: 340, hovermode: "closest", xaxis: axisStyle("singular value, by size"), yaxis: axisStyle("relative to the largest", { type: "log", exponentformat: "power" }),
+    height: 340, hovermode: "closest", xaxis: axisStyle("singular value, by size"), yaxis: axisStyle("relative to the largest", { type: "log", exponentformat: "power", dtick: wide ? 1 : "D2" }),
   });
   $("spectra-chart-more").replaceChildren(make("p", { class: "note" }, "Singular values of the original weights, one line per layer; the dot is the rank that was chosen."));
 }
