@@ -241,7 +241,7 @@ def test_report_writes_the_page_and_names_what_it_cannot_read(run: Run, tmp_path
     assert shown.returncode == 0 and "3 trials, 0 failed, 1 unreadable files" in shown.stdout
     assert "0000/metrics.json: it is no JSON" in shown.stderr.replace("\n", "")
     assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
-    assert len(list((tmp_path / "figures").glob("*.png"))) == 4
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 6
     told = json.loads(run("report", str(results), "--json").stdout)
     assert (
         told["page"] == str(results / "report.html") and told["trials"] == 3 and len(told["unreadable"]) == 1

@@ -227,7 +227,7 @@ def test_table_at_fixed_loss(browser: Browser, sweep: Path) -> None:
             curve = expected(sweep, method, "compressed", "params", "top1")
             fitting = [kept for kept, top1 in curve if 91.73 - top1 <= delta]
             assert found.get(method) == (f"{100 - min(fitting):.2f} %" if fitting else None)
-        assert "alds, Liebenwein et al. 2021, retrainedTable 1" in found
+        assert "alds, Liebenwein et al. 2021, retrained" in found
 
 
 def test_by_keyboard_in_both_themes_and_on_a_phone(browser: Browser, sweep: Path) -> None:

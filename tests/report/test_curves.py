@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rankwise.report.curves import Mean, Point, curves, figures_of, labels, mean, pareto, within
+from rankwise.report.curves import Mean, Point, curves, figures_of, mean, pareto, within
 from rankwise.report.trials import Trial
 
 rate = st.floats(0, 1, allow_nan=False)
@@ -61,36 +61,6 @@ def test_repetitions_become_one_point_and_targets_a_curve() -> None:
     assert first.trials == (1, 2) and first.at("top1") == pytest.approx(0.81)
     assert first.at("change") == pytest.approx(-9) and first.at("agreement") is None
     assert second.trials == (0,) and second.figures["params"] == Mean(0.8)
-
-
-def test_labels_say_what_differs_and_no_more() -> None:
-    def setting(method: str, options: str = "", allocator: str = "", **rest: str) -> tuple[str, ...]:
-        names = ("schedule", "recovery", "include", "exclude", "multiple_of", "fold_batchnorm")
-        tail = [rest.get(name, "") for name in ("allocator_options", "measure", *names)]
-        return (method, options, allocator, *tail)
-
-    def named(*settings: tuple[str, ...]) -> list[str]:
-        return list(labels(settings).values())
-
-    assert named(setting("svd"), setting("pca")) == ["svd", "pca"]
-    assert named(setting("cp", "factors=4"), setting("cp"), setting("svd", "a=1")) == [
-        "cp (factors=4)",
-        "cp (defaults)",
-        "svd",
-    ]
-    assert named(setting("svd", "", "knapsack"), setting("svd", "", "uniform")) == [
-        "svd, knapsack",
-        "svd, uniform",
-    ]
-    assert named(setting("svd", measure="macs"), setting("svd", measure="params")) == [
-        "svd, by macs",
-        "svd, by params",
-    ]
-    assert named(setting("svd", recovery="bias"), setting("svd")) == [
-        "svd, recovery bias",
-        "svd, recovery none",
-    ]
-    assert named(setting("")) == ["unnamed"]
 
 
 def test_a_fraction_is_worked_out_where_it_is_not_given() -> None:

@@ -20,7 +20,7 @@ def test_one_figure_per_pair_of_axes(tmp_path: Path, form: str) -> None:
     assert sorted(path.name for path in written) == [
         f"cifar10_resnet20_cifar10_compressed_{kept}_{quality}.{form}"
         for kept in ("macs", "params")
-        for quality in ("agreement", "top1")
+        for quality in ("agreement", "change", "top1")
     ]
     assert all(path.read_bytes().startswith(START[form]) for path in written)
 
@@ -28,7 +28,7 @@ def test_one_figure_per_pair_of_axes(tmp_path: Path, form: str) -> None:
 def test_names_stay_in_the_folder(tmp_path: Path) -> None:
     write_results(tmp_path / "r", ["svd"], [0.3], 1, model="../../x:y", recovered=True)
     written = write_figures(read_study(tmp_path / "r"), tmp_path / "out", "png")
-    assert len(written) == 8 and {path.parent for path in written} == {tmp_path / "out"}
+    assert len(written) == 12 and {path.parent for path in written} == {tmp_path / "out"}
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from rankwise.report.curves import (
     curves,
     figures_of,
     network_of,
-    published_rate,
+    published_figure,
+    published_label,
     published_rows,
     target_of,
     within,
@@ -107,6 +108,7 @@ def _curve(curve: Curve) -> dict[str, Any]:
     return {
         "network": curve.network,
         "label": curve.label,
+        "method": curve.method,
         "points": {stage: [_point(point) for point in points] for stage, points in curve.points.items()},
         "best": best,
         "seconds": {name: _rounded(value) for name, value in curve.seconds.items()},
@@ -118,11 +120,11 @@ def _curve(curve: Curve) -> dict[str, Any]:
 def _published(row: Json, networks: Sequence[tuple[str, str]]) -> dict[str, Any]:
     model = text(row.get("model"))
     return {
-        **{name: text(row.get(name)) for name in ("work", "method", "measure", "source")},
-        "model": model,
+        **{name: text(row.get(name)) for name in ("method", "measure", "source")},
+        "label": published_label(row),
         "networks": [index for index, (name, _) in enumerate(networks) if name == model or not model],
         **{name: _rounded(number(row.get(name))) for name in ("kept", "loss")},
-        **{name: _rounded(published_rate(row, name)) for name in ("top1", "agreement")},
+        **{name: _rounded(published_figure(row, name)) for name in ("top1", "agreement")},
         "retrained": row.get("retrained") if isinstance(row.get("retrained"), bool) else None,
     }
 
@@ -141,7 +143,8 @@ def _trial(
         "network": networks.index(network_of(trial)),
         "curve": curve,
         "target": target_of(trial),
-        **{name: text(metrics.get(name)) for name in ("method", "seed", "repetition", "command")},
+        **{name: text(metrics.get(name)) for name in ("seed", "repetition", "command")},
+        "method": text(metrics.get("label") or metrics.get("method")),
     }
     if trial.failed is not None:
         return found | {"failed": trial.failed}

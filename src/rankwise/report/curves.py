@@ -7,6 +7,7 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from rankwise.report.labels import Setting, labels
 from rankwise.report.trials import STAGES, Json, Trial, number, rows, table, text
 
 CONFIDENCE = 0.95
@@ -23,6 +24,10 @@ class Axis:
     more_is_better: bool = True
     low: float | None = None  # the values it can have at all
     high: float | None = None
+
+    def drawn(self, value: float) -> float:
+        """``value`` as a chart shows it: fractions in percent."""
+        return 100 * value if self.unit == "%" else value
 
 
 KEPT = (
@@ -68,6 +73,7 @@ class Curve:
 
     network: int
     label: str
+    method: str
     points: Mapping[str, tuple[Point, ...]]
     trials: tuple[int, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)  # mean per trial
@@ -128,41 +134,6 @@ def target_of(trial: Trial) -> str:
     return "=".join(filter(None, (text(metrics.get("measure")), text(metrics["target"]))))
 
 
-_ASPECTS = (
-    "method", "method_options", "allocator", "allocator_options", "measure", "schedule", "recovery",
-    "include", "exclude", "multiple_of", "fold_batchnorm",
-)  # fmt: skip
-Setting = tuple[str, ...]
-
-
-def _setting(trial: Trial) -> Setting:
-    return tuple(text(trial.metrics.get(aspect)) for aspect in _ASPECTS)
-
-
-def labels(settings: Iterable[Setting]) -> dict[Setting, str]:
-    """The shortest texts that tell ``settings`` apart: the method, and each aspect that differs.
-
-    Options are named where the same method, or the same allocator, has others elsewhere.
-    """
-    known = list(dict.fromkeys(settings))
-    found = {}
-    for setting in known:
-        method, options, allocator, allocator_options, measure, *rest = setting
-        same_method = {s[1] for s in known if s[0] == method}
-        same_allocator = {s[3] for s in known if s[2] == allocator}
-        parts = [method + (f" ({options or 'defaults'})" if len(same_method) > 1 else "")]
-        if len({s[2] for s in known}) > 1 or len(same_allocator) > 1:
-            named = f" ({allocator_options or 'defaults'})" if len(same_allocator) > 1 else ""
-            parts.append((allocator or "no allocator") + named)
-        if len({s[4] for s in known}) > 1:
-            parts.append(f"by {measure or 'budget'}")
-        for index, value in enumerate(rest, start=5):
-            if len({s[index] for s in known}) > 1:
-                parts.append(f"{_ASPECTS[index]} {value or 'none'}")
-        found[setting] = ", ".join(part for part in parts if part) or "unnamed"
-    return found
-
-
 def curves(trials: Sequence[Trial]) -> tuple[list[tuple[str, str]], list[Curve]]:
     """The networks, as (model, data), and their curves, both in the order in which their trials come.
 
@@ -172,14 +143,15 @@ def curves(trials: Sequence[Trial]) -> tuple[list[tuple[str, str]], list[Curve]]
     groups: dict[tuple[int, Setting], list[int]] = {}
     for index, trial in enumerate(trials):
         if trial.failed is None:
-            groups.setdefault((networks.index(network_of(trial)), _setting(trial)), []).append(index)
+            groups.setdefault((networks.index(network_of(trial)), Setting.of(trial)), []).append(index)
     names = labels(setting for _, setting in groups)
     return networks, [
-        _curve(network, names[setting], trials, members) for (network, setting), members in groups.items()
+        _curve(network, names[setting], setting.method, trials, members)
+        for (network, setting), members in groups.items()
     ]
 
 
-def _curve(network: int, label: str, trials: Sequence[Trial], members: Sequence[int]) -> Curve:
+def _curve(network: int, label: str, method: str, trials: Sequence[Trial], members: Sequence[int]) -> Curve:
     by_target: dict[str, list[int]] = {}
     for index in members:
         by_target.setdefault(target_of(trials[index]), []).append(index)
@@ -201,7 +173,7 @@ def _curve(network: int, label: str, trials: Sequence[Trial], members: Sequence[
         peaks.append(number(table(trials[index].metrics.get("memory")).get("peak_bytes")))
     means = {name: sum(values) / len(members) for name, values in seconds.items()}
     peak = max((value for value in peaks if value is not None), default=None)
-    return Curve(network, label, points, tuple(members), means, peak)
+    return Curve(network, label, method, points, tuple(members), means, peak)
 
 
 def _point(trials: Sequence[Trial], group: Sequence[int], stage: str) -> Point | None:
@@ -242,8 +214,18 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def published_rate(row: Json, name: str) -> float | None:
-    """A published top-1 or agreement, which is written in percent, as a fraction."""
+def published_label(row: Json) -> str:
+    """The name of the published method, the work where it is another name, and whether it was retrained."""
+    method, work = text(row.get("method")), text(row.get("work"))
+    parts = [method, work if work != method else "", "retrained" if row.get("retrained") is True else ""]
+    return ", ".join(filter(None, parts)) or "published"
+
+
+def published_figure(row: Json, name: str) -> float | None:
+    """A published "top1" or "agreement" (written in percent) as a fraction, or the "change" in points."""
+    if name == "change":
+        loss = number(row.get("loss"))
+        return None if loss is None else -loss
     value = number(row.get(name))
     return None if value is None else value / 100
 

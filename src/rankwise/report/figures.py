@@ -1,6 +1,7 @@
 """The page's charts as files for papers, by matplotlib."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ from rankwise.report.curves import (
     QUALITIES,
     Axis,
     Curve,
+    Point,
     curves,
     pareto,
-    published_rate,
+    published_figure,
+    published_label,
     published_rows,
 )
 from rankwise.report.trials import STAGES, Json, Study, number, text
 
 # Okabe and Ito's palette without its yellow, as on the page: distinct for colour-blind eyes, also on white.
 COLOURS = ("#0072b2", "#c4510a", "#00855f", "#b0578d", "#a97400", "#2d93cf", "#5f6875")
-MARKERS = ("o", "s", "D", "^", "P")
+MARKERS = ("o", "s", "D", "^", "P", "v", "X")
 DASHES = ("-", "--", ":")
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -34,10 +37,11 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.4,
 }
 FORMATS = ("pdf", "png")
+FIGURES = ("top1", "change", "agreement")
 
 
 def write_figures(study: Study, out: Path, form: str) -> list[Path]:
-    """Write one trade-off per network, stage, cost and quality (top-1, agreement) that have points.
+    """Write one trade-off per network, stage, cost and quality (:data:`FIGURES`) that have points.
 
     Args:
         study: as :func:`rankwise.report.trials.read_study` gives them.
@@ -67,7 +71,7 @@ def write_figures(study: Study, out: Path, form: str) -> list[Path]:
             original = _original(study, (model, data))
             for stage in STAGES:
                 for kept in KEPT[:2]:
-                    for quality in (axis for axis in QUALITIES if axis.name in ("top1", "agreement")):
+                    for quality in (axis for axis in QUALITIES if axis.name in FIGURES):
                         path = out / _file_name(model, data, stage, kept.name, quality.name, form)
                         if _draw(path, own, rows, stage, kept, quality, original):
                             written.append(path)
@@ -107,21 +111,24 @@ def _draw(
     }
     if not any(lines.values()):
         return False
-    figure, axes = pyplot.subplots(figsize=(5.5, 3.1), layout="constrained")
+    names = [*(curve.label for curve in drawn), *map(published_label, published)]
+    width = 5.5 + 0.05 * max(0, max(map(len, names)) - 20)  # inches: room for the legend
+    figure, axes = pyplot.subplots(figsize=(width, 3.1), layout="constrained")
     for place, points in lines.items():
-        _line(axes, place, drawn[place].label, points, kept.name, quality.name)
+        _line(axes, place, drawn[place].label, points, kept.name, quality)
     front = pareto(
         (p.figures[kept.name].mean, p.figures[quality.name].mean) for points in lines.values() for p in points
     )
     axes.step(
-        [100 * x for x, _ in front], [100 * y for _, y in front],
+        [100 * x for x, _ in front], [quality.drawn(y) for _, y in front],
         where="post", color="black", alpha=0.15, linewidth=3.5, zorder=1, label="Pareto front",
     )  # fmt: skip
-    _published(axes, published, kept.name, quality.name)
-    if original is not None and quality.name == "top1":
-        axes.axhline(100 * original, color="black", linewidth=0.6, linestyle=":", label="original")
+    _published(axes, published, kept.name, quality)
+    level = {"top1": original, "change": 0.0}.get(quality.name)
+    if level is not None:
+        axes.axhline(quality.drawn(level), color="black", linewidth=0.6, linestyle=":", label="original")
     axes.set_xlabel(f"{kept.label}, %")
-    axes.set_ylabel(f"{quality.label}, %")
+    axes.set_ylabel(f"{quality.label}, {quality.unit}")
     axes.grid(True)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     figure.savefig(path, dpi=300)
@@ -129,31 +136,35 @@ def _draw(
     return True
 
 
-def _line(axes: Any, place: int, label: str, points: Any, kept: str, quality: str) -> None:
+def _line(axes: Any, place: int, label: str, points: Sequence[Point], kept: str, quality: Axis) -> None:
     colour = COLOURS[place % len(COLOURS)]
     turn = place // len(COLOURS)
     x = [100 * point.figures[kept].mean for point in points]
-    y = [point.figures[quality] for point in points]
+    y = [point.figures[quality.name] for point in points]
     axes.plot(
-        x, [100 * value.mean for value in y], DASHES[turn % len(DASHES)], color=colour, zorder=3,
-        marker=MARKERS[(place + turn) % len(MARKERS)], label=label.replace("$", r"\$"),
+        x, [quality.drawn(value.mean) for value in y], DASHES[turn % len(DASHES)], color=colour, zorder=3,
+        marker=MARKERS[(place + turn) % len(MARKERS)], label=_plain(label),
     )  # fmt: skip
-    if all(value.low is not None for value in y):
-        band = [[100 * (value.low, value.high)[end] for value in y] for end in (0, 1)]
+    ends = [(value.low, value.high) for value in y if value.low is not None and value.high is not None]
+    if len(ends) == len(y):
+        band = [[quality.drawn(end) for end in side] for side in zip(*ends, strict=True)]
         axes.fill_between(x, *band, color=colour, alpha=0.15, linewidth=0, zorder=2)
 
 
-def _published(axes: Any, rows: list[Json], kept: str, quality: str) -> None:
-    """Hollow markers, one look per work and method."""
+def _published(axes: Any, rows: Sequence[Json], kept: str, quality: Axis) -> None:
+    """Hollow markers, one look per published method."""
     groups: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        x, y = number(row.get("kept")), published_rate(row, quality)
+        x, y = number(row.get("kept")), published_figure(row, quality.name)
         if row.get("measure") == kept and x is not None and y is not None:
-            name = f"{text(row.get('method'))}, {text(row.get('work'))}"
-            name += ", retrained" if row.get("retrained") is True else ""
-            groups.setdefault(name, []).append((100 * x, 100 * y))
+            groups.setdefault(published_label(row), []).append((100 * x, quality.drawn(y)))
     for place, (name, pairs) in enumerate(groups.items()):
         axes.plot(
-            *zip(*pairs, strict=True), MARKERS[place % len(MARKERS)], markerfacecolor="none",
-            markeredgecolor="black", markersize=5, label=name.replace("$", r"\$"), zorder=4,
+            *zip(*sorted(pairs), strict=True), MARKERS[place % len(MARKERS)], linestyle=":", linewidth=0.6,
+            color="black", markerfacecolor="none", markersize=4.5, label=_plain(name), zorder=4,
         )  # fmt: skip
+
+
+def _plain(label: str) -> str:
+    """``label`` without the signs that begin formulas."""
+    return label.replace("$", r"\$")

@@ -3,7 +3,7 @@
 
 let content = null; // what rankwise.report.content made
 const state = {
-  network: 0, stage: "compressed", kept: "params", quality: "top1", delta: null,
+  network: 0, stage: "compressed", kept: "params", quality: null, delta: null,
   hidden: new Set(), bands: true, front: true, near: false, trial: 0,
 };
 const STAGES = { compressed: "as compressed", recovered: "after recovery" };
@@ -78,12 +78,11 @@ const alone = () => content.trials.length === 1 && !content.expected;
 const curvesHere = () => content.curves.filter((curve) => curve.network === state.network);
 const curvesShown = () => curvesHere().filter((curve) => !state.hidden.has(curve.label));
 const publishedHere = () => content.published.filter((row) => row.networks.includes(state.network));
-const publishedShown = () => publishedHere().filter((row) => !state.hidden.has(publishedLabel(row)));
-const publishedLabel = (row) => `${row.method}, ${row.work || "published"}${row.retrained ? ", retrained" : ""}`;
+const publishedShown = () => publishedHere().filter((row) => !state.hidden.has(row.label));
 
 // --- looks: a hue, a symbol and a dash per method, the same all over the page and in both themes
 
-const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross"];
+const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "x"];
 const DASHES = ["solid", "dash", "dot"];
 const HUES = 7; // --c0 .. --c6 of the style sheet: distinct for colour-blind eyes, 3:1 against the page
 
@@ -97,15 +96,15 @@ function look(label) {
 }
 
 function publishedLook(label) {
-  const labels = [...new Set(content.published.map(publishedLabel))];
-  const at = labels.indexOf(label);
-  const ours = content.curves.find((curve) => label.startsWith(`${curve.label},`));
-  return { hue: ours ? look(ours.label).hue : "--ink", symbol: `${SYMBOLS[at % SYMBOLS.length]}-open` };
+  const labels = [...new Set(content.published.map((row) => row.label))];
+  const method = content.published.find((row) => row.label === label).method.toLowerCase().split(/[\s,-]/)[0];
+  const ours = content.curves.find((curve) => curve.method === method);
+  return { hue: ours ? look(ours.label).hue : "--ink", symbol: `${SYMBOLS[labels.indexOf(label) % SYMBOLS.length]}-open` };
 }
 
 const PATHS = {
   circle: "M15 3.2a3.8 3.8 0 1 0 .01 0z", square: "M11.5 3.5h7v7h-7z", diamond: "M15 2.2l4.8 4.8-4.8 4.8-4.8-4.8z",
-  "triangle-up": "M15 2.4l4.6 8h-9.2z", line: "M15 2V12", cross: "M13.5 2.8h3v2.7h2.7v3h-2.7v2.7h-3V8.5h-2.7v-3h2.7z",
+  "triangle-up": "M15 2.4l4.6 8h-9.2z", "triangle-down": "M15 11.6l4.6-8h-9.2z", x: "M12.2 2.6L15 5.4l2.8-2.8 1.6 1.6L16.6 7l2.8 2.8-1.6 1.6L15 8.6l-2.8 2.8-1.6-1.6L13.4 7l-2.8-2.8z", line: "M15 2V12", cross: "M13.5 2.8h3v2.7h2.7v3h-2.7v2.7h-3V8.5h-2.7v-3h2.7z",
 };
 
 /** The sample of a line and its marker that stands beside a name. */

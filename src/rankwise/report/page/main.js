@@ -72,7 +72,7 @@ function drawControls() {
   if (kept.length && !kept.some((axis) => axis.name === state.kept)) state.kept = kept[0].name;
   choice("kept", kept.map((axis) => [axis.name, SHORT[axis.name]]), state.kept, (value) => { state.kept = value; });
   const qualities = content.qualities.filter((axis) => figuresHere(axis.name));
-  if (qualities.length && !qualities.some((axis) => axis.name === state.quality)) state.quality = qualities[0].name;
+  if (qualities.length && !qualities.some((axis) => axis.name === state.quality)) state.quality = firstQuality(qualities);
   $("quality").replaceChildren(...qualities.map((axis) => make("option", { value: axis.name }, capital(axis.label))));
   $("quality").value = state.quality;
   state.delta = content.deltas.includes(state.delta) ? state.delta : firstDelta();
@@ -80,6 +80,12 @@ function drawControls() {
   for (const name of FLAGS) $(name).checked = state[name];
   $("quality-field").hidden = alone();
   $("controls").hidden = !content.curves.length;
+}
+
+/** The change of top-1 where published losses stand beside ours, from networks that begin elsewhere; else top-1. */
+function firstQuality(qualities) {
+  const losses = publishedHere().some((row) => known(row.loss)) && qualities.some((axis) => axis.name === "change");
+  return losses ? "change" : qualities[0].name;
 }
 
 function drawFacts() {

@@ -11,7 +11,7 @@ function lossRows() {
   const byLabel = new Map();
   for (const row of publishedShown()) {
     if (row.measure !== state.kept || !known(row.kept) || !known(row.loss) || row.loss > state.delta + 1e-9) continue;
-    const label = publishedLabel(row);
+    const label = row.label;
     if (!byLabel.has(label) || row.kept < byLabel.get(label).kept) byLabel.set(label, row);
   }
   const published = [...byLabel].map(([label, row]) => ({ label, row, style: publishedLook(label) })).sort((a, b) => a.row.kept - b.row.kept);
@@ -20,7 +20,7 @@ function lossRows() {
 
 /** What a published network keeps on another axis: the row of the same network, as far as its figures tell. */
 function keptOfPublished(row, measure) {
-  const same = ["work", "method", "model", "loss", "top1", "source", "retrained"];
+  const same = ["label", "loss", "top1", "source", "retrained"];
   return (row.measure === measure ? row : content.published.find((other) => other.measure === measure && same.every((name) => other[name] === row[name])))?.kept;
 }
 
@@ -37,7 +37,7 @@ function drawLoss() {
   const rows = lossRows();
   if (!rows.length) $("loss-table").replaceChildren(make("p", {}, "No measured point is within this loss."));
   else $("loss-table").replaceChildren(tableOf([
-    ["Method", ({ label, style, curve, point, row }) => named(style, Boolean(curve), label, row && row.source), { text: true }],
+    ["Method", ({ label, style, curve, point, row }) => named(style, Boolean(curve), label), { text: true }],
     ...costs.map((axis) => [`${capital(axis.label.replace(" kept", ""))} removed`, removed(axis), { number: true }]),
     ["Top-1", ({ point, row }) => percent(row ? row.top1 : point && meanOf(point, "top1")), { number: true }],
     ["Change, points", ({ point, row }) => points(row ? -row.loss : point && meanOf(point, "change")), { number: true }],
@@ -46,7 +46,15 @@ function drawLoss() {
     ["Repetitions", ({ point }) => (point ? String(point.trials.length) : "–"), { number: true }],
   ], rows, `Largest reduction of ${state.kept} within ${state.delta} points`, { rowClass: ({ first }) => (first ? "apart" : null) }));
   $("loss-note").textContent = `For each method the measured point that removes most ${axisOf(state.kept).label.replace(" kept", "")} while its mean top-1 falls by at most ${state.delta} points; `
-    + `nothing is interpolated.${rows.some((row) => row.row) ? " Hollow markers are published figures." : ""}${lossMisses()}`;
+    + `nothing is interpolated.${lossMisses()}`;
+  $("loss-sources").replaceChildren(...sourcesOf(rows.filter(({ row }) => row).map(({ row }) => row)));
+}
+
+/** Where published rows were read, each source once, with the rows out of it. */
+function sourcesOf(rows) {
+  const sources = new Map();
+  for (const row of rows) if (row.source) sources.set(row.source, [...(sources.get(row.source) || []), row.label]);
+  return [...sources].map(([source, labels]) => make("p", { class: "note" }, `Published: ${labels.join("; ")}. Source: ${source}`));
 }
 
 /** The methods without a point within the loss, with the least that each loses. */

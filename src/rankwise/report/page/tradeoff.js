@@ -65,8 +65,8 @@ function publishedValue(row) {
 function publishedTraces() {
   const quality = axisOf(state.quality);
   const rows = publishedShown().filter((row) => row.measure === state.kept && known(row.kept) && known(publishedValue(row)));
-  return [...new Set(rows.map(publishedLabel))].map((label) => {
-    const own = rows.filter((row) => publishedLabel(row) === label);
+  return [...new Set(rows.map((row) => row.label))].map((label) => {
+    const own = rows.filter((row) => row.label === label).sort((a, b) => a.kept - b.kept);
     const style = publishedLook(label);
     const hover = (row) => [
       `<b>${plain(label)}</b>, published`, `${axisOf(row.measure).label}: ${percent(row.kept)}`,
@@ -74,7 +74,8 @@ function publishedTraces() {
       row.retrained === null ? null : row.retrained ? "retrained afterwards" : "not retrained", row.source ? plain(row.source) : null,
     ].filter(Boolean).join("<br>");
     return {
-      x: own.map((row) => 100 * row.kept), y: own.map((row) => scaled(quality, publishedValue(row))), mode: "markers", name: `published: ${plain(label)}`,
+      x: own.map((row) => 100 * row.kept), y: own.map((row) => scaled(quality, publishedValue(row))), mode: own.length > 2 ? "lines+markers" : "markers", name: `published: ${plain(label)}`,
+      line: { color: css(style.hue), width: 1, dash: "dot" },
       hovertext: own.map(hover), hovertemplate: "%{hovertext}<extra></extra>", cliponaxis: false,
       marker: { symbol: style.symbol, size: 10, color: css(style.hue), line: { width: 2, color: css(style.hue) } },
     };
@@ -170,8 +171,8 @@ function drawLegend() {
   const row = (label, style, line, absent) => make("label", { class: absent ? "absent" : null, title: absent ? "no point on these axes" : null, onmouseenter: () => emphasise(label), onmouseleave: () => emphasise(null), onfocusin: () => emphasise(label), onfocusout: () => emphasise(null) },
     make("input", { type: "checkbox", "data-label": label, onchange: (event) => toggle(label, event.target.checked) }), key(style, line), make("span", {}, label));
   const ours = curvesHere().filter((curve) => fits(curve.label)).map((curve) => row(curve.label, look(curve.label), true, !pointsOf(curve).length));
-  const others = [...new Set(publishedHere().map(publishedLabel))].filter(fits).map((label) =>
-    row(label, publishedLook(label), false, !publishedHere().some((r) => publishedLabel(r) === label && r.measure === state.kept && known(publishedValue(r)))));
+  const others = [...new Set(publishedHere().map((row) => row.label))].filter(fits).map((label) =>
+    row(label, publishedLook(label), false, !publishedHere().some((r) => r.label === label && r.measure === state.kept && known(publishedValue(r)))));
   const list = $("legend");
   const focused = document.activeElement && list.contains(document.activeElement) ? document.activeElement.dataset.label : null;
   list.replaceChildren(...(others.length ? [make("h3", {}, "Measured here")] : []), ...ours, ...(others.length ? [make("h3", {}, "Published"), ...others] : []));
@@ -198,7 +199,7 @@ function toggle(label, on) {
 }
 
 function toggleAll(on) {
-  const labels = [...curvesHere().map((curve) => curve.label), ...publishedHere().map(publishedLabel)];
+  const labels = [...curvesHere().map((curve) => curve.label), ...publishedHere().map((row) => row.label)];
   const wanted = $("find").value.trim().toLowerCase();
   for (const label of labels.filter((name) => name.toLowerCase().includes(wanted))) {
     if (on) state.hidden.delete(label);
