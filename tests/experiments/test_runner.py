@@ -168,8 +168,13 @@ def test_a_recovery_is_told_apart_and_saved(tmp_path: Path) -> None:
     assert "recover" in metrics["seconds"]
 
 
+TRAIN = {"name": "finetune", "epochs": 1, "lr": 0.01}
+
+
 @pytest.mark.parametrize(
-    "row", [{"name": "finetune", "epochs": 1, "lr": 0.01}, {"name": "distill", "steps": 20}]
+    "row",
+    [TRAIN, {"name": "distill", "steps": 20}, {**TRAIN, "mix": 0.5, "processes": 2}],
+    ids=["finetune", "distill", "processes"],
 )
 def test_training_is_a_recovery_with_settings(row: dict[str, Any], tmp_path: Path) -> None:
     model = {"name": "digits_cnn", "train": {"epochs": 2}}
@@ -179,7 +184,7 @@ def test_training_is_a_recovery_with_settings(row: dict[str, Any], tmp_path: Pat
     assert metrics is not None and metrics["recovered"]["loss"] < metrics["compressed"]["loss"]
     assert list(metrics["recovered"]["seconds"]) == metrics["recovery"]
     assert metrics["recovered"]["params"] == metrics["compressed"]["params"]
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.rglob("*")}
     assert ("log.csv" in names) == (row["name"] == "finetune") and "checkpoint.pt" not in names
     test = load_data("digits").testing().take(60).batches(128)
     assert evaluate(load_network(folder), test).loss == pytest.approx(metrics["recovered"]["loss"])

@@ -19,11 +19,11 @@ from rankwise.allocation import allocators, get_allocator
 from rankwise.budget import Budget
 from rankwise.data import DATA
 from rankwise.errors import RankwiseError, UnknownNameError
+from rankwise.experiments.recovering import FINETUNE, SETTINGS
 from rankwise.experiments.variants import methods_of
 from rankwise.methods import methods
 from rankwise.models import MODELS
-from rankwise.recovery import Distillation, recoveries
-from rankwise.recovery.training import FineTuning
+from rankwise.recovery import recoveries
 
 Measure = Literal["params", "macs", "bytes"]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -198,24 +198,29 @@ class RecoveryRow(Section):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str
+    processes: int = Field(
+        default=1, gt=0, description="finetune: processes started by torchrun, which share every batch."
+    )
 
     @field_validator("name")
     @classmethod
     def _exists(cls, name: str) -> str:
-        return _known("recovery", name, {*recoveries(), *RECOVERY_SETTINGS})
+        return _known("recovery", name, {*recoveries(), *SETTINGS})
 
     @model_validator(mode="after")
     def _settings_exist(self) -> "RecoveryRow":
-        made = RECOVERY_SETTINGS.get(self.name)
-        allowed = [] if made is None else [f.name for f in fields(made)]
+        made = SETTINGS.get(self.name)
+        known = [] if made is None else fields(made)
         for name in self.settings:
-            if name not in allowed:
-                error = UnknownNameError(f"setting of recovery {self.name!r}", name, allowed or ["none"])
+            if name not in {f.name for f in known}:
+                allowed = [f.name for f in known] or ["none"]
+                error = UnknownNameError(f"setting of recovery {self.name!r}", name, allowed)
                 raise ValueError(str(error)) from error
-        needed = [] if made is None else [f.name for f in fields(made) if f.default is f.default_factory]
-        absent = [name for name in needed if name not in self.settings]
-        if absent:
-            raise ValueError(f"recovery {self.name!r} needs the setting {absent[0]!r}.")
+        for absent in (f.name for f in known if f.default is f.default_factory):
+            if absent not in self.settings:
+                raise ValueError(f"recovery {self.name!r} needs the setting {absent!r}.")
+        if self.processes > 1 and self.name != FINETUNE:
+            raise ValueError(f"processes={self.processes} was given; allowed is that for {FINETUNE!r} only.")
         if made is not None:
             checked(made, **self.settings)
         return self
@@ -228,11 +233,8 @@ class RecoveryRow(Section):
     @property
     def label(self) -> str:
         """For tables: the name and the settings that were given."""
-        return " ".join([self.name, *(f"{key}={value}" for key, value in self.settings.items())])
-
-
-RECOVERY_SETTINGS: dict[str, Any] = {"distill": Distillation, "finetune": FineTuning}
-"""Per recovery with settings the dataclass that holds them."""
+        given = {**self.settings, **({"processes": self.processes} if self.processes > 1 else {})}
+        return " ".join([self.name, *(f"{key}={value}" for key, value in given.items())])
 
 
 class Schedule(Section):

@@ -116,7 +116,7 @@ def _figures(trial: Trial, context: Context, folder: Path) -> dict[str, Any]:
         found[stage] = _judged(model, context)
     if trial.recovery:
         with watch("recover"):
-            (model, seconds), stage = recovered(trial.recovery, model, context, folder), "recovered"
+            (model, seconds), stage = recovered(trial, model, context, folder), "recovered"
         with watch("evaluate"):
             found[stage] = {**_judged(model, context), "seconds": seconds}
     plan = plan_of(model)
@@ -153,7 +153,7 @@ def _compressed(trial: Trial, context: Context, watch: Stopwatch, folder: Path) 
     for number, target in enumerate(later, 1):
         if trial.schedule.recover == "each":
             with watch("recover"):
-                model, _ = recovered(trial.recovery, model, context, folder / f"step{number}")
+                model, _ = recovered(trial, model, context, folder / f"step{number}")
         done = compression(
             model,
             bench.calibration,

@@ -1,61 +1,75 @@
-"""The recoveries of a trial, with the settings of its file and the data that they train on."""
+"""The recoveries of a trial, with the settings of its file; fine-tuning also in several processes."""
 
-import time
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from rankwise.data import Batches
+from rankwise.errors import TrainingError
 from rankwise.experiments.config import RecoveryRow
 from rankwise.experiments.context import Context
+from rankwise.experiments.recovering import FINETUNE, Recovering
+from rankwise.experiments.single import MODEL_FILE
+from rankwise.experiments.trials import Trial
+from rankwise.io import load, save
 from rankwise.network.state import duplicate
 from rankwise.plan import outputs_left, plan_of
-from rankwise.recovery import Recovery, distill_, get_recovery
-from rankwise.recovery.finetune import CHECKPOINT_FILE, finetune
+from rankwise.recovery import Recovery
+from rankwise.recovery.finetune import CHECKPOINT_FILE
+
+SAID = 2000  # characters of what failed processes said that are repeated
 
 
 def recovered(
-    rows: tuple[RecoveryRow, ...], compressed: nn.Module, context: Context, folder: Path
+    trial: Trial, compressed: nn.Module, context: Context, folder: Path
 ) -> tuple[nn.Module, dict[str, float]]:
-    """A copy of ``compressed`` after all recoveries, and the seconds of each.
-
-    Distillation sees the calibration examples augmented as the data set says, fine-tuning the training
-    split without the validation examples that choose its epoch. Training leaves its logs in ``folder``.
-    """
+    """A copy of ``compressed`` after all recoveries, and the seconds of each; logs go into ``folder``."""
     model = duplicate(compressed)
     known = {name for name, _ in context.model.named_modules()}
     left = outputs_left(context.model, plan_of(model).edits)
     changed = {name: kept for name, kept in left.items() if name in known}
+    calibration = context.bench.calibration
     seconds: dict[str, float] = {}
-    for number, row in enumerate(rows):
-        start = time.perf_counter()
+    for number, row in enumerate(trial.recovery):
         place = folder / f"recovery{number}" if number else folder
-        _recovery_of(row, context, place)(model, context.model, context.bench.calibration, changed)
-        seconds[row.label] = seconds.get(row.label, 0.0) + time.perf_counter() - start
+        recovering = Recovering(context.data, calibration, trial.setting.seed, place, seconds=seconds)
+        recovery = recovering.one(row.name, row.settings)
+        if row.processes > 1:
+            recovery = _in_processes(row, context, place / FINETUNE)
+        recovering.timed(row.label, recovery)(model, context.model, calibration, changed)
+        (place / FINETUNE / CHECKPOINT_FILE).unlink(missing_ok=True)
     return model, seconds
 
 
-def _recovery_of(row: RecoveryRow, context: Context, folder: Path) -> Recovery:
-    data, seed, size = context.data, context.setting.seed, context.bench.calibration.batch_size
+def _in_processes(row: RecoveryRow, context: Context, folder: Path) -> Recovery:
+    """Fine-tuning by torchrun: each process has its share of every batch and of this one's threads."""
+    setting = context.setting
+    size = max(1, context.bench.calibration.batch_size // row.processes)
+    options = [f"{name}={json.dumps(value)}" for name, value in row.settings.items() if name != "epochs"]
+    start, teacher = folder / "start.safetensors", folder / "original.safetensors"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={row.processes}"]
+    command = [
+        *(sys.executable, *torchrun, "-m", "rankwise", "finetune", str(start)),
+        *("--data", setting.data, "--epochs", str(row.settings["epochs"]), "--out", str(folder)),
+        *("--batch-size", str(size), "--seed", str(setting.seed)),
+        *(part for option in options for part in ("--option", option)),
+    ]
+    if row.settings.get("mix"):
+        command += ["--teacher", setting.model, "--teacher-weights", str(teacher)]
 
-    def shuffled(batches: Batches) -> Batches:
-        return batches.split.batches(size, shuffle=True, augment=data.augmentation, seed=seed)
+    def run(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Any) -> None:
+        save(model, start)
+        save(original, teacher)
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
+        if done.returncode:
+            raise TrainingError(f"{row.processes} processes failed: {done.stderr[-SAID:]}")
+        model.load_state_dict(load(folder / MODEL_FILE, original).state_dict())
+        for path in (start, teacher):
+            path.unlink()
 
-    def distil(model: nn.Module, original: nn.Module, *_: object) -> None:
-        distill_(model, original, shuffled(context.bench.calibration), **row.settings)
-
-    def train(model: nn.Module, original: nn.Module, *_: object) -> None:
-        fitting, validation = data.fitting(seed).batches(size), data.validation(seed=seed).batches(size)
-        done = finetune(
-            model,
-            shuffled(fitting),
-            validation,
-            teacher=original,
-            out=folder,
-            **{"seed": seed, **row.settings},
-        )
-        model.load_state_dict(done.model.state_dict())
-        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-
-    own: dict[str, Recovery] = {"distill": distil, "finetune": train}
-    return own.get(row.name) or get_recovery(row.name)
+    return run

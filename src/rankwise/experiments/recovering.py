@@ -1,20 +1,23 @@
 """What ``--recover`` says, as recoveries that know the data set, and the seconds that each of them took."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from rankwise.data import Batches, DataSet
+from rankwise.data import Batches, DataSet, Split
 from rankwise.errors import RankwiseError
 from rankwise.progress import Progress, silent
-from rankwise.recovery import NamedRecovery, Recovery, distill_, get_recovery, recoveries
+from rankwise.recovery import Distillation, NamedRecovery, Recovery, distill_, get_recovery, recoveries
 from rankwise.recovery.finetune import finetune
+from rankwise.recovery.training import FineTuning
 
-FINETUNE = "finetune"
+FINETUNE, DISTILL = "finetune", "distill"
+SETTINGS: dict[str, type[Any]] = {DISTILL: Distillation, FINETUNE: FineTuning}
+"""Per recovery with settings the dataclass that holds them."""
 
 
 def parse_recovery(text: str) -> tuple[str, ...]:
@@ -59,15 +62,23 @@ class Recovering:
 
     def all(self, names: Sequence[str]) -> list[NamedRecovery]:
         """The recoveries called ``names``, timed."""
-        return [NamedRecovery(name, self._timed(name, self._one(name))) for name in names]
+        parted = [name.partition(":") for name in names]
+        given = [(name, {"epochs": int(epochs)} if epochs else {}) for name, _, epochs in parted]
+        found = [self.one(name, settings) for name, settings in given]
+        return [
+            NamedRecovery(name, self.timed(name, recovery))
+            for name, recovery in zip(names, found, strict=True)
+        ]
 
-    def _one(self, name: str) -> Recovery:
-        kind, _, epochs = name.partition(":")
-        if kind == FINETUNE:
-            return self._finetuning(int(epochs))
-        return self._distill if name == "distill" else get_recovery(name)
+    def one(self, name: str, settings: Mapping[str, Any]) -> Recovery:
+        """The recovery ``name``, or "finetune"; ``settings`` are those of :data:`SETTINGS`."""
+        if name == FINETUNE:
+            return self._finetuning(settings)
+        return self._distillation(settings) if name == DISTILL else get_recovery(name)
 
-    def _timed(self, name: str, recovery: Recovery) -> Recovery:
+    def timed(self, name: str, recovery: Recovery) -> Recovery:
+        """``recovery``, its seconds added up under ``name``."""
+
         def run(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Any) -> None:
             self.progress(name, 0, 0)
             start = time.perf_counter()
@@ -76,22 +87,25 @@ class Recovering:
 
         return run
 
-    def _distill(self, model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Any) -> None:
-        augmented = self.calibration.split.batches(
-            self.calibration.batch_size, shuffle=True, augment=self.data.augmentation, seed=self.seed
-        )
-        distill_(model, original, augmented, progress=self.progress)
+    def _distillation(self, settings: Mapping[str, Any]) -> Recovery:
+        def run(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Any) -> None:
+            augmented = self._augmented(self.calibration.split)
+            distill_(model, original, augmented, progress=self.progress, **settings)
 
-    def _finetuning(self, epochs: int) -> Recovery:
+        return run
+
+    def _augmented(self, split: Split) -> Batches:
+        size, augment = self.calibration.batch_size, self.data.augmentation
+        return split.batches(size, shuffle=True, augment=augment, seed=self.seed)
+
+    def _finetuning(self, settings: Mapping[str, Any]) -> Recovery:
         def run(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Any) -> None:
             size = self.calibration.batch_size
-            train = self.data.fitting(self.seed).batches(
-                size, shuffle=True, augment=self.data.augmentation, seed=self.seed
-            )
+            train = self._augmented(self.data.fitting(self.seed))
             validation = self.data.validation(seed=self.seed).batches(size)
             done = finetune(
-                model, train, validation, epochs=epochs, seed=self.seed, progress=self.progress,
-                out=None if self.out is None else self.out / FINETUNE,
+                model, train, validation, teacher=original, progress=self.progress,
+                out=None if self.out is None else self.out / FINETUNE, **{"seed": self.seed, **settings},
             )  # fmt: skip
             model.load_state_dict(done.model.state_dict())
 
