@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankwise.allocation import Iterative, get_allocator
@@ -21,6 +20,7 @@ from rankwise.network.channels import find_groups
 from rankwise.plan import Plan, plan_of, reshape_
 from rankwise.reapply import apply
 from rankwise.scene import Scene
+from tests.network.architectures import random_batches, settled
 from tests.network.channel_nets import Grouped, OptionAResNet, Scaled, SmallVGG, UNet
 
 SELECTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -49,29 +49,9 @@ NETS: list[tuple[Any, tuple[int, ...]]] = [
 ]
 
 
-def _trained(build: Any, *shape: int, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    model: nn.Module = build()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1.5)
-            module.bias.data.uniform_(-0.3, 0.3)
-            module.momentum = 1.0
-    model.train()
-    with torch.no_grad():
-        for _ in range(2 if shape else 0):
-            model(torch.randn(32, *shape))
-    return model.eval()
-
-
-def _batches(*shape: int, count: int = 3) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    return [torch.randn(16, *shape, generator=generator) for _ in range(count)]
-
-
 @pytest.mark.parametrize(("name", "config"), SELECTIONS)
 def test_every_selection_meets_the_budget_and_is_repeatable(name: str, config: dict[str, Any]) -> None:
-    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    model, data = settled(SmallVGG, 3, 16, 16), random_batches(3, 16, 16)
     method = get_method(name, **config)
     small = compress(model, data, Budget(macs=0.6), method=method)
     whole, left = model_cost(model, data[0]), model_cost(small, data[0])
@@ -86,7 +66,7 @@ def test_every_selection_meets_the_budget_and_is_repeatable(name: str, config: d
 @pytest.mark.parametrize(("build", "shape"), NETS)
 @pytest.mark.parametrize("allocator", ["uniform", "knapsack", "minimax", "iterative"])
 def test_architectures_and_allocators(build: Any, shape: tuple[int, ...], allocator: str) -> None:
-    model, data = _trained(build, *shape), _batches(*shape)
+    model, data = settled(build, *shape), random_batches(*shape)
     before = copy.deepcopy(model.state_dict())
     small = compress(model, data, Budget(macs=0.7), method="interpolative", allocator=allocator)
     assert model_cost(small, data[0]).macs <= 0.7 * model_cost(model, data[0]).macs
@@ -127,7 +107,7 @@ def test_torchvision_networks(name: str) -> None:
 
 
 def test_a_full_budget_changes_nothing() -> None:
-    model, data = _trained(UNet, 3, 8, 8), _batches(3, 8, 8)
+    model, data = settled(UNet, 3, 8, 8), random_batches(3, 8, 8)
     same = compress(model, data, Budget(macs=1.0), method="interpolative")
     torch.testing.assert_close(same(data[0]), model(data[0]))
     assert not plan_of(same).changes()
@@ -135,7 +115,7 @@ def test_a_full_budget_changes_nothing() -> None:
 
 @pytest.mark.parametrize("refit", ["once", "anchored", "patches"])
 def test_duplicate_and_dependent_channels_go_without_loss(refit: str) -> None:
-    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    model, data = settled(SmallVGG, 3, 16, 16), random_batches(3, 16, 16)
     conv, norm = model.features[4], model.features[5]
     for source, target in ((0, 6), (1, 7), (2, 8)):  # duplicates up to a positive factor, after the ReLU too
         conv.weight.data[target] = conv.weight.data[source]
@@ -153,7 +133,7 @@ def test_duplicate_and_dependent_channels_go_without_loss(refit: str) -> None:
 
 
 def test_reconstruction_helps_and_anchoring_helps_more() -> None:
-    model, data = _trained(OptionAResNet, 3, 16, 16), _batches(3, 16, 16, count=6)
+    model, data = settled(OptionAResNet, 3, 16, 16), random_batches(3, 16, 16, count=6)
     loss = {}
     for key in ("sliced", "once", "anchored", "patches"):
         config = {"reconstruct": False} if key == "sliced" else {"refit": key}
@@ -165,14 +145,14 @@ def test_reconstruction_helps_and_anchoring_helps_more() -> None:
 
 
 def test_a_plan_is_applied_again() -> None:
-    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    model, data = settled(SmallVGG, 3, 16, 16), random_batches(3, 16, 16)
     small = compress(model, data, Budget(macs=0.6), method="interpolative")
     again = apply(plan_of(small), model, data)
     torch.testing.assert_close(again(data[0]), small(data[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_second_method_compresses_what_the_first_left() -> None:
-    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    model, data = settled(SmallVGG, 3, 16, 16), random_batches(3, 16, 16)
     first = compress(model, data, Budget(macs=0.7), method="interpolative")
     second = compress(first, data, Budget(macs=0.7), method="pca")
     assert model_cost(second, data[0]).macs <= 0.49 * model_cost(model, data[0]).macs
@@ -184,7 +164,7 @@ def test_a_second_method_compresses_what_the_first_left() -> None:
 
 
 def test_published_iteration() -> None:
-    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    model, data = settled(SmallVGG, 3, 16, 16), random_batches(3, 16, 16)
     method = get_method("interpolative", selector="cholesky", refit="once", ridge=0.0, intercept=False)
     rule = get_allocator("iterative", published=True, step=0.8)
     small = compress(model, data, Budget(macs=0.6), method=method, allocator=rule)
@@ -192,7 +172,7 @@ def test_published_iteration() -> None:
 
 
 def test_iteration_measures_only_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    model, data = settled(SmallVGG, 3, 16, 16), random_batches(3, 16, 16)
     cost = model_cost(model, data[0])
     consumers = ["features.4", "features.8", "classifier.1", "classifier.4"]  # of the groups, in order
     asked: list[set[str]] = []
@@ -220,7 +200,7 @@ def test_iteration_measures_only_what_changed(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_is_left_is_known_without_tracing_again() -> None:
     for build, shape in NETS:
-        model, x = _trained(build, *shape), _batches(*shape)[0]
+        model, x = settled(build, *shape), random_batches(*shape)[0]
         scene = Scene.of(model, x, get_method("l2"), model_cost(model, x))
         generator = torch.Generator().manual_seed(0)
         kept = {
@@ -251,7 +231,7 @@ class _Counted:
 
 @pytest.mark.parametrize("allocator", ["knapsack", "iterative"])
 def test_memory_of_the_sums_is_limited_by_more_passes(allocator: str) -> None:
-    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    model, data = settled(SmallVGG, 3, 16, 16), random_batches(3, 16, 16)
     method = get_method("interpolative", refit="once")
     free, limited = _Counted(data), _Counted(data)
     settings: dict[str, Any] = {"method": method, "allocator": allocator, "example": data[0]}
@@ -268,7 +248,7 @@ def test_memory_of_the_sums_is_limited_by_more_passes(allocator: str) -> None:
 
 
 def test_wishes_for_groups() -> None:
-    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    model, data = settled(SmallVGG, 3, 16, 16), random_batches(3, 16, 16)
     overrides = {"features.0": {"dense": True}, "features.4": {"rank": 6}}
     small = compress(model, data, Budget(macs=0.7), method="l2", overrides=overrides, multiple_of=2)
     assert small.features[0].out_channels == 8
@@ -281,7 +261,7 @@ def test_wishes_for_groups() -> None:
 
 
 def test_errors_say_what_is_wrong() -> None:
-    model, data = _trained(SmallVGG, 3, 16, 16), _batches(3, 16, 16)
+    model, data = settled(SmallVGG, 3, 16, 16), random_batches(3, 16, 16)
     with pytest.raises(BudgetError, match="reachable"):
         compress(model, data, Budget(macs=0.001), method="interpolative")
     with pytest.raises(BudgetError, match="narrowed further"):

@@ -9,6 +9,9 @@ from rankwise.linalg.interpolative import NOISE
 
 Tensor = torch.Tensor
 
+DEFERRED = 64
+"""Rank-one updates that are carried out together: one pass over the matrix in place of as many."""
+
 
 @dataclass
 class Reader:
@@ -37,6 +40,33 @@ def ridged_inverse(moment: Tensor, ridge: float) -> Tensor:
     return inverse
 
 
+class _Updated:
+    """A square matrix under rank-one updates, which are carried out many at a time."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value, self.diagonal = value, value.diagonal().clone()
+        self.left, self.right = (value.new_zeros(DEFERRED, len(value)) for _ in range(2))
+        self.count = 0
+
+    def column(self, j: int) -> Tensor:
+        """Column j, (n,)."""
+        return self.value[:, j] + self.left[: self.count].mT @ self.right[: self.count, j]
+
+    def blocks(self, indices: Tensor) -> Tensor:
+        """The submatrices at ``indices`` (blocks, size), as (blocks, size, size)."""
+        left, right = self.left[: self.count, indices], self.right[: self.count, indices]
+        return self.value[indices[:, :, None], indices[:, None]] + torch.einsum("cus,cut->ust", left, right)
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        """Add the outer product of two vectors (n,)."""
+        if self.count == DEFERRED:
+            self.value.addmm_(self.left.mT, self.right)
+            self.count = 0
+        self.left[self.count], self.right[self.count] = left, right
+        self.count += 1
+        self.diagonal += left * right
+
+
 class _State:
     """The readers' weights after refitting, while channels disappear (Optimal Brain Surgeon updates)."""
 
@@ -47,33 +77,45 @@ class _State:
         self.units = [[place[channel] for channel in unit] for unit in reader.units]
         # Inverse second moment of the channels still there, and W'^T W' of the refitted weights; no step
         # reads more of them than what belongs to the group.
-        self.inverse = inverse[channels][:, channels].clone()
-        self.weight = reader.weight.double()[channels][:, channels].clone()
-        self.single = torch.tensor([unit[0] if len(unit) == 1 else -1 for unit in self.units])
+        self.inverse = _Updated(inverse[channels][:, channels].clone())
+        self.weight = _Updated(reader.weight.double()[channels][:, channels].clone())
+        self.by_size: dict[int, list[int]] = {}  # units still there, by their number of channels
+        for u, unit in enumerate(self.units):
+            if unit:
+                self.by_size.setdefault(len(unit), []).append(u)
 
     def losses(self) -> Tensor:
         """Squared output error that removing each unit adds, the rest refitted. (units,)"""
-        each = self.weight.diagonal() / self.inverse.diagonal().clamp_min(torch.finfo(torch.float64).tiny)
-        losses = torch.where(self.single >= 0, each[self.single], 0.0)
-        for u in torch.nonzero(self.single < 0).flatten().tolist():
-            block = self.units[u]
-            if block:
-                inner = self.inverse[block][:, block]
-                losses[u] = torch.linalg.solve(inner, self.weight[block][:, block]).trace()
-        return losses.clamp_min(0.0)
+        losses = torch.zeros(len(self.units), dtype=torch.float64)  # and where a unit is gone
+        for alive in self.by_size.values():
+            losses[alive] = self._losses(alive)
+        return losses
+
+    def loss(self, unit: int) -> float:
+        """The same of one unit."""
+        return float(self._losses([unit])[0]) if self.units[unit] else 0.0
+
+    def _losses(self, alive: list[int]) -> Tensor:
+        """Of units with the same number of channels."""
+        indices = torch.tensor([self.units[u] for u in alive], dtype=torch.int64).reshape(len(alive), -1)
+        if indices.shape[1] == 1:
+            tiny = torch.finfo(torch.float64).tiny
+            each = self.weight.diagonal[indices[:, 0]] / self.inverse.diagonal[indices[:, 0]].clamp_min(tiny)
+        else:
+            solved = torch.linalg.solve(self.inverse.blocks(indices), self.weight.blocks(indices))
+            each = solved.diagonal(dim1=1, dim2=2).sum(1)
+        return each.clamp_min(0.0)
 
     def remove(self, unit: int) -> None:
         """Remove the channels of a unit and refit."""
         for j in self.units[unit]:
-            step = self.inverse[:, j] / self.inverse[j, j]
-            column = self.weight[:, j].clone()
-            mixed = torch.outer(column, step)
-            self.weight += float(column[j]) * torch.outer(step, step) - mixed - mixed.mT
-            self.inverse -= torch.outer(step, self.inverse[j].clone())
-            for matrix in (self.weight, self.inverse):
-                matrix[:, j] = 0.0
-                matrix[j] = 0.0
-            self.inverse[j, j] = 1.0
+            row, column = self.inverse.column(j), self.weight.column(j)
+            step = row / row[j]
+            self.weight.add(column[j] * step - column, step)
+            self.weight.add(-step, column)
+            self.inverse.add(-step, row)
+        if self.units[unit]:
+            self.by_size[len(self.units[unit])].remove(unit)
 
 
 def backward_elimination(readers: Sequence[Reader], count: int, ridge: float = 1e-6) -> tuple[Tensor, Tensor]:
@@ -113,7 +155,7 @@ def refitted_losses(readers: Sequence[Reader], order: Tensor, ridge: float = 1e-
     states = [_State(reader, ridge) for reader in readers]
     total, errors = 0.0, [0.0]
     for unit in order.flip(0).tolist():
-        total += sum(float(state.losses()[unit]) for state in states)
+        total += sum(state.loss(unit) for state in states)
         errors.append(total)
         for state in states:
             state.remove(unit)
