@@ -41,16 +41,16 @@ def ridged_inverse(moment: Tensor, ridge: float) -> Tensor:
 
 
 class _Updated:
-    """A square matrix under rank-one updates, which are carried out many at a time."""
+    """A symmetric matrix under updates that keep it so, which are carried out many at a time."""
 
     def __init__(self, value: Tensor) -> None:
         self.value, self.diagonal = value, value.diagonal().clone()
         self.left, self.right = (value.new_zeros(DEFERRED, len(value)) for _ in range(2))
         self.count = 0
 
-    def column(self, j: int) -> Tensor:
-        """Column j, (n,)."""
-        return self.value[:, j] + self.left[: self.count].mT @ self.right[: self.count, j]
+    def row(self, j: int) -> Tensor:
+        """Row j, (n,)."""
+        return self.value[j] + self.left[: self.count, j] @ self.right[: self.count]
 
     def blocks(self, indices: Tensor) -> Tensor:
         """The submatrices at ``indices`` (blocks, size), as (blocks, size, size)."""
@@ -79,43 +79,45 @@ class _State:
         # reads more of them than what belongs to the group.
         self.inverse = _Updated(inverse[channels][:, channels].clone())
         self.weight = _Updated(reader.weight.double()[channels][:, channels].clone())
-        self.by_size: dict[int, list[int]] = {}  # units still there, by their number of channels
-        for u, unit in enumerate(self.units):
-            if unit:
-                self.by_size.setdefault(len(unit), []).append(u)
+        # The units still there with their channels, by the number of these.
+        self.alive: dict[int, tuple[Tensor, Tensor]] = {}
+        for size in {len(unit) for unit in self.units if unit}:
+            same = [u for u, unit in enumerate(self.units) if len(unit) == size]
+            self.alive[size] = torch.tensor(same), torch.tensor([self.units[u] for u in same])
 
     def losses(self) -> Tensor:
         """Squared output error that removing each unit adds, the rest refitted. (units,)"""
         losses = torch.zeros(len(self.units), dtype=torch.float64)  # and where a unit is gone
-        for alive in self.by_size.values():
-            losses[alive] = self._losses(alive)
+        for units, channels in self.alive.values():
+            losses[units] = self._losses(channels)
         return losses
 
     def loss(self, unit: int) -> float:
         """The same of one unit."""
-        return float(self._losses([unit])[0]) if self.units[unit] else 0.0
+        return float(self._losses(torch.tensor([self.units[unit]]))[0]) if self.units[unit] else 0.0
 
-    def _losses(self, alive: list[int]) -> Tensor:
-        """Of units with the same number of channels."""
-        indices = torch.tensor([self.units[u] for u in alive], dtype=torch.int64).reshape(len(alive), -1)
-        if indices.shape[1] == 1:
+    def _losses(self, channels: Tensor) -> Tensor:
+        """Of units with the same number of channels, (units, size)."""
+        if channels.shape[1] == 1:
             tiny = torch.finfo(torch.float64).tiny
-            each = self.weight.diagonal[indices[:, 0]] / self.inverse.diagonal[indices[:, 0]].clamp_min(tiny)
+            single = channels[:, 0]
+            each = self.weight.diagonal[single] / self.inverse.diagonal[single].clamp_min(tiny)
         else:
-            solved = torch.linalg.solve(self.inverse.blocks(indices), self.weight.blocks(indices))
+            solved = torch.linalg.solve(self.inverse.blocks(channels), self.weight.blocks(channels))
             each = solved.diagonal(dim1=1, dim2=2).sum(1)
         return each.clamp_min(0.0)
 
     def remove(self, unit: int) -> None:
         """Remove the channels of a unit and refit."""
         for j in self.units[unit]:
-            row, column = self.inverse.column(j), self.weight.column(j)
+            row, column = self.inverse.row(j), self.weight.row(j)
             step = row / row[j]
             self.weight.add(column[j] * step - column, step)
             self.weight.add(-step, column)
             self.inverse.add(-step, row)
         if self.units[unit]:
-            self.by_size[len(self.units[unit])].remove(unit)
+            units, channels = self.alive[len(self.units[unit])]
+            self.alive[len(self.units[unit])] = units[units != unit], channels[units != unit]
 
 
 def backward_elimination(readers: Sequence[Reader], count: int, ridge: float = 1e-6) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,8 @@ class Interpolative(ChannelMethod):
         moment = view.moment()
         match self.selector:
             case "output":
-                return backward_elimination(view.readers, view.group.size, self.ridge)[0]
+                view.curves.append(backward_elimination(view.readers, view.group.size, self.ridge))
+                return view.curves[-1][0]
             case "norm":
                 return moment.diagonal().argsort(descending=True, stable=True)
             case "random":
