@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from rankwise.latency.heap import kept_memory
 from rankwise.latency.onnx import session_pass
 from rankwise.latency.target import Target
 from rankwise.network.batches import forward
@@ -86,11 +87,11 @@ class Clock:
 
     @contextmanager
     def _settled(self) -> Iterator[None]:
-        """The target's threads, no gradients, and the caller's random numbers afterwards."""
+        """The target's threads, freed memory kept, no gradients, the caller's random numbers afterwards."""
         threads = torch.get_num_threads()
         torch.set_num_threads(self.target.threads)
         try:
-            with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+            with kept_memory(), torch.inference_mode(), torch.random.fork_rng(devices=[]):
                 yield
         finally:
             torch.set_num_threads(threads)

@@ -41,7 +41,7 @@ def settle(
     least: int,
     whole: int,
     whole_measured: float = 1.0,
-    most: int = 7,
+    most: int = 9,
 ) -> Settled[T]:
     """The choice whose measured time is what is asked for, or a little less.
 
@@ -93,7 +93,7 @@ def _further(first: Round, second: Round, aim: float, least: int) -> int:
     fall = (first.measured - second.measured) / max(first.limit - second.limit, 1)
     wanted = second.limit - (second.measured - aim) / fall if fall > 0 else 0.0
     proportional = second.limit * aim / second.measured
-    return _inside(max(wanted, 0.5 * proportional) if fall > 0 else proportional, least, second.limit)
+    return _inside(max(wanted, 0.75 * proportional) if fall > 0 else proportional, least, second.limit)
 
 
 def _between(below: Round, above: Round, aim: float) -> int:
