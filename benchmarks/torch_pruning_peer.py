@@ -12,6 +12,7 @@ from rankwise.data import Batches
 from rankwise.network import model_cost
 
 Peer = Callable[[nn.Module, Any, Batches, str, float], nn.Module]
+Share = Callable[[nn.Module], float]
 STEPS = 9  # bisections of the pruning ratio
 
 
@@ -33,10 +34,18 @@ def labelled_gradients(model: nn.Module, batches: Batches) -> dict[str, torch.Te
 def pruner(importance: str, everywhere: bool) -> Peer:
     """A peer: ``importance`` "l2" or "taylor", ranked over the whole network or within each layer.
 
-    The ratio is the smallest, to 1/512, that meets the budget.
+    The ratio is the smallest, to 1/512, that meets the budget: that share of a counted measure, or of what
+    ``share`` says of a smaller model (of its time, say).
     """
 
-    def peer(model: nn.Module, example: Any, batches: Batches, measure: str, fraction: float) -> nn.Module:
+    def peer(
+        model: nn.Module,
+        example: Any,
+        batches: Batches,
+        measure: str,
+        fraction: float,
+        share: Share | None = None,
+    ) -> nn.Module:
         import torch_pruning as tp
 
         given = tp.importance
@@ -44,7 +53,12 @@ def pruner(importance: str, everywhere: bool) -> Peer:
             given.GroupTaylorImportance() if importance == "taylor" else given.GroupMagnitudeImportance(p=2)
         )
         gradients = labelled_gradients(model, batches) if importance == "taylor" else {}
-        limit = fraction * getattr(model_cost(model, example), measure)
+        whole = model_cost(model, example)
+
+        def counted(small: nn.Module) -> float:
+            return float(getattr(model_cost(small, example), measure) / getattr(whole, measure))
+
+        kept = counted if share is None else share
         inner = inner_layers(model)
         image = example[0][:1] if isinstance(example, (tuple, list)) else example[:1]
 
@@ -63,7 +77,7 @@ def pruner(importance: str, everywhere: bool) -> Peer:
         low, high = 0.0, 1.0
         for _ in range(STEPS):
             middle = (low + high) / 2
-            fits = getattr(model_cost(pruned(middle), example), measure) <= limit
+            fits = kept(pruned(middle)) <= fraction
             low, high = (low, middle) if fits else (middle, high)
         return pruned(high)
 
