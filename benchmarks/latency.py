@@ -1,13 +1,14 @@
 """Latency budgets: what was asked for, what a second measurement says, and what the same share of MACs does.
 
-    python benchmarks/latency.py --networks cifar10_resnet20,torchvision:resnet18 --batches 1,32 --fractions 0.7,0.5
+    python benchmarks/latency.py --networks cifar10_resnet20,torchvision:resnet18 --batches 1,32
     RANKWISE_DATA=... python benchmarks/latency.py --accuracy --fractions 0.8,0.7 [--select validation]
 
 The first form needs no weights and no data: channels are chosen by l2 without reconstruction, widths in
-multiples of 8, for latency=F and again for macs=F. Its columns: the share of the original's time that a new
-measurement after the compression finds, and the share of MACs. The second compresses the pretrained ResNet-20
-for latency=F at batch 32 in several ways, without labels and training, beside torch-pruning searched
-to the same measured time; a row: time, MACs, top-1. One thread; rows.jsonl and environment.json go to --out.
+multiples of 8 (any for ResNet-20), for latency=F and again for macs=F. Its columns: the share of the
+original's time that a new measurement after the compression finds, and the share of MACs. The second
+compresses the pretrained ResNet-20 for latency=F at batch 32 in several ways, without labels and training,
+beside torch-pruning searched to the same measured time; a row: time, MACs, top-1. One thread; rows.jsonl
+and environment.json go to --out.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from torch import nn
 from compress_only import environment
 from rankwise import Budget
 from rankwise.compress import compression
-from rankwise.data import load_data
+from rankwise.data import data_root, load_data
 from rankwise.errors import RankwiseError
 from rankwise.evaluation import evaluate
 from rankwise.files import json_text, write_text
@@ -36,7 +37,9 @@ from rankwise.network.batchnorm import fold_batchnorm_, following_batchnorm
 from torch_pruning_peer import pruner
 
 Row = dict[str, Any]
+Finish = Callable[[nn.Module, Any], nn.Module]
 AGAIN = Effort(least=15, most=60, seconds=10.0)
+SEARCH = Effort(least=7, most=40, seconds=3.0)
 NETWORKS = (
     "cifar10_resnet20,torchvision:resnet18,torchvision:resnet50,torchvision:mobilenet_v2,torchvision:vgg16"
 )
@@ -47,7 +50,24 @@ WAYS: dict[str, dict[str, Any]] = {
     "interpolative, folded": {"method": "interpolative", "fold_batchnorm": True},
     "whitened, folded": {"method": "whitened", "fold_batchnorm": True},
 }
-PEERS = {"torch-pruning taylor": pruner("taylor", True), "torch-pruning l2": pruner("l2", True)}
+
+
+def with_folding(network: nn.Module, example: Any) -> nn.Module:
+    """A copy with its BatchNorms folded."""
+    network = copy.deepcopy(network).eval()
+    fold_batchnorm_(network, following_batchnorm(network, example))
+    return network
+
+
+def as_it_is(network: nn.Module, example: Any) -> nn.Module:
+    return network.eval()
+
+
+PEERS: dict[str, tuple[Any, Finish]] = {
+    "torch-pruning taylor": (pruner("taylor", True), as_it_is),
+    "torch-pruning taylor, folded": (pruner("taylor", True), with_folding),
+    "torch-pruning l2, folded": (pruner("l2", True), with_folding),
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -63,18 +83,20 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runtime", default="torch", choices=("torch", "onnxruntime"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--accuracy", action="store_true")
-    parser.add_argument("--ways", default=",".join(WAYS), help="of --accuracy, separated by semicolons")
+    parser.add_argument("--ways", default="", help="of --accuracy, separated by semicolons; all by default")
     parser.add_argument("--select", default="test", choices=("test", "validation"))
     parser.add_argument("--calibration", type=int, default=1024)
     parser.add_argument("--out", type=Path, default=Path("runs/latency"))
     return parser.parse_args()
 
 
-def measured(target: Any, original: nn.Module, small: nn.Module, example: Any) -> float:
+def measured(
+    target: Any, original: nn.Module, small: nn.Module, example: Any, effort: Effort = AGAIN
+) -> float:
     """Time of ``small`` over that of ``original``, in a measurement of its own."""
     batch = target.batch(example)
     jobs = [Job(target.ready(model), batch) for model in (original, small)]
-    return ratio(Clock(target)(jobs, AGAIN))
+    return ratio(Clock(target)(jobs, effort))
 
 
 def promised(options: argparse.Namespace) -> Iterator[Row]:
@@ -89,20 +111,18 @@ def promised(options: argparse.Namespace) -> Iterator[Row]:
                 where = f"batch_size={batch},device={options.device},runtime={options.runtime}"
                 row: Row = {"network": name, "batch": int(batch), "pixels": pixels, "asked": fraction}
                 target = Budget.parse(f"latency={fraction},{where}").target
-                for measure, text in (
-                    ("latency", f"latency={fraction},{where}"),
-                    ("macs", f"macs={fraction}"),
-                ):
-                    row[measure] = _one(model, example, Budget.parse(text), target)
+                step = 1 if pixels == 32 else 8
+                for text in (f"latency={fraction},{where}", f"macs={fraction}"):
+                    row[text.partition("=")[0]] = _one(model, example, Budget.parse(text), target, step)
                 yield row
 
 
-def _one(model: nn.Module, example: Any, budget: Budget, target: Any) -> Row:
+def _one(model: nn.Module, example: Any, budget: Budget, target: Any, step: int) -> Row:
     start = time.monotonic()
     method = get_method("l2", reconstruct=False)
     try:
         done = compression(
-            model, None, budget, method=method, example=example, multiple_of=8, allocator="uniform"
+            model, None, budget, method=method, example=example, multiple_of=step, allocator="uniform"
         )
     except RankwiseError as error:
         return {"failed": str(error)}
@@ -117,17 +137,12 @@ def _one(model: nn.Module, example: Any, budget: Budget, target: Any) -> Row:
 
 def accurate(options: argparse.Namespace) -> Iterator[Row]:
     """The pretrained ResNet-20 at every fraction of its time, in every way, beside the peers."""
-    loaded = load_model("cifar10_resnet20")
+    loaded = load_model("cifar10_resnet20", data_root() / "weights" / "cifar10_resnet20.pt")
     data = load_data("cifar10", transform=loaded.preprocessing)
     batches = data.calibration(options.calibration).batches(128)
     judged = (data.validation() if options.select == "validation" else data.testing()).batches(500)
     example = next(iter(batches))
     model = loaded.module.eval()
-
-    def with_folding(network: nn.Module) -> nn.Module:
-        network = copy.deepcopy(network).eval()
-        fold_batchnorm_(network, following_batchnorm(network, example))
-        return network
 
     target = Budget(latency=1.0, batch_size=32, device=options.device, runtime=options.runtime).target
 
@@ -144,25 +159,22 @@ def accurate(options: argparse.Namespace) -> Iterator[Row]:
         return {**found, "top1": round(100 * float(evaluate(small, judged, resamples=1).top1 or 0), 2)}
 
     yield row("original", 1.0, lambda: model)
-    yield row("original, folded", 1.0, lambda: with_folding(model))
-    ways = [way for way in WAYS if way in options.ways.split(";") or options.ways == ",".join(WAYS)]
+    yield row("original, folded", 1.0, lambda: with_folding(model, example))
+    wanted = options.ways.split(";") if options.ways else [*WAYS, *PEERS]
     for fraction in map(float, options.fractions.split(",")):
         budget = Budget(latency=fraction, batch_size=32, device=options.device, runtime=options.runtime)
-        for way in ways:
+        for way in (way for way in WAYS if way in wanted):
             yield row(way, fraction, lambda w=way, b=budget: compression(model, batches, b, **WAYS[w]).model)
-        for name, peer in PEERS.items():
-            for kind in ("", ", folded"):
+        for way, (peer, finish) in PEERS.items():
+            if way in wanted:
 
-                def share(small: nn.Module, fold: bool = bool(kind)) -> float:
-                    return measured(target, model, with_folding(small) if fold else small, example)
+                def share(small: nn.Module, end: Finish = finish) -> float:
+                    return measured(target, model, end(small, example), example, SEARCH)
 
-                def pruned(
-                    f: float = fraction, p: Any = peer, s: Any = share, fold: bool = bool(kind)
-                ) -> Any:
-                    small = p(model, example, batches, "latency", f, s).eval()
-                    return with_folding(small) if fold else small
+                def pruned(f: float = fraction, p: Any = peer, s: Any = share, end: Finish = finish) -> Any:
+                    return end(p(model, example, batches, "latency", f, s), example)
 
-                yield row(name + kind, fraction, pruned)
+                yield row(way, fraction, pruned)
 
 
 def main() -> None:

@@ -5,11 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
+from rankwise.budget import Budget
 from rankwise.cli import options
 from rankwise.cli.console import percent, print_json, print_table, progress_bars, short
 from rankwise.data import Batches, load_data
 from rankwise.evaluation import compare as compare_models
 from rankwise.evaluation import evaluate as evaluate_model
+from rankwise.evaluation.latency import time_on
 from rankwise.experiments.recovering import parse_recovery
 from rankwise.experiments.single import (
     METRICS_FILE,
@@ -49,6 +51,12 @@ def print_metrics(title: str, metrics: Metrics) -> None:
         values = [short(found[name]) for found in later.values()]
         kept = percent(metrics["compressed"][f"{name}_fraction"])
         rows.append([name, short(original[name]), *values, kept])
+    timed = metrics.get("latency")
+    if timed is not None:
+        after = f"{timed['measured'] * timed['original_ms']:.3f} ms"
+        blank = [""] * (len(later) - 1)
+        kept = percent(timed["measured"])
+        rows.append(["latency", f"{timed['original_ms']:.3f} ms", after, *blank, kept])
     heads = ("", "original", *later, "kept")
     print_table(title, heads, rows, right=range(1, len(heads)))
     for name, seconds in metrics.get("recovered", {}).get("seconds", {}).items():
@@ -125,13 +133,23 @@ def evaluate(
         original = load_any(reference, reference_weights)
         both = compare_models(original.module, loaded.module, test, loader_a=_testing(data, original))
         found = both.b.to_json()
-    metrics = {"model": model, "data": data, **found}
+    metrics = {"model": model, "data": data, **found, **_latency(loaded, test)}
     if Path(model).is_file():
         metrics["file_bytes"] = Path(model).stat().st_size
     if json:
         print_json(metrics)
     else:
         print_figures(f"{model} on {data}", {"value": metrics})
+
+
+def _latency(loaded: LoadedModel, test: Batches) -> Metrics:
+    """Milliseconds now, on the target of the latency budget that the network was compressed for, if any."""
+    budgets = [s["budget"] for s in plan_of(loaded.module).settings if "latency" in s.get("budget", {})]
+    if not budgets:
+        return {}
+    target = Budget(**budgets[-1]).target
+    seconds = time_on(target, {"network": loaded.module}, next(iter(test)))
+    return {"latency_ms": 1e3 * seconds["network"]}
 
 
 def _testing(data: str, loaded: LoadedModel) -> Batches:

@@ -36,7 +36,7 @@ AllocatorOptions = Annotated[
     typer.Option("--allocator-option", metavar="NAME=VALUE", help="A setting of the allocator."),
 ]
 BudgetText = Annotated[
-    str, typer.Option("--budget", help="What is KEPT, as fractions or numbers: params=0.5,macs=0.6")
+    str, typer.Option("--budget", help="What is KEPT: params=0.5,macs=0.6 or latency=0.7,batch_size=32")
 ]
 Recover = Annotated[
     str,

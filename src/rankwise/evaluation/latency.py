@@ -10,11 +10,15 @@ import torch
 from torch import nn
 
 from rankwise.errors import RankwiseError
+from rankwise.latency import Effort, Job, Target, timer_for, typical
 from rankwise.network.batches import batch_size, forward
 from rankwise.network.state import preserved
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Timer
+
+
+EFFORT = Effort(least=7, most=60, seconds=6.0)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,18 @@ def latency(
             float(median), float(high - low), rounds, passes[name], threads, batch_size(batch)
         )
     return results
+
+
+def time_on(
+    target: Target, models: Mapping[str, nn.Module], example: Any, effort: Effort = EFFORT
+) -> dict[str, float]:
+    """Seconds of each of ``models`` on ``target``, timed in turn by the clock of latency budgets.
+
+    The batch is made of the examples of ``example``; each number is the lower quartile over rounds.
+    """
+    batch = target.batch(example)
+    jobs = [Job(target.ready(model), batch) for model in models.values()]
+    return dict(zip(models, typical(timer_for(target)(jobs, effort)).tolist(), strict=True))
 
 
 def _timer(model: nn.Module, batch: Any, threads: int) -> "Timer":

@@ -125,6 +125,8 @@ def execute(run: Run, out: Path | None = None, progress: Progress = silent) -> d
         **beside(done, both, recovered),
         "seconds": seconds,
     }
+    if "latency" in done.plan.settings[-1]:
+        metrics["latency"] = done.plan.settings[-1]["latency"]
     saved = metrics["recovered" if run.recovery else "compressed"]
     if run.recovery:
         metrics["recovery"] = list(run.recovery)
