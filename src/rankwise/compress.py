@@ -23,6 +23,7 @@ from rankwise.plan import Edit, Plan, attach_plan_, outputs_left, plan_of
 from rankwise.progress import Progress, Stopwatch, silent
 from rankwise.recipe import best_split
 from rankwise.recovery import NamedRecovery, Recovery, get_recovery
+from rankwise.statistics.channels import ChannelMoments
 from rankwise.timed import Timed
 
 MethodLike = str | Method | ChannelMethod
@@ -64,6 +65,7 @@ class Settings:
     progress: Progress = silent
     notes: Mapping[str, Any] | None = None
     survey: Survey | None = None
+    moments: dict[str, ChannelMoments] | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Settings":
@@ -83,9 +85,10 @@ class Settings:
             _recovery(recovery)
         if isinstance(given.allocator, str):
             given = replace(given, allocator=get_allocator(given.allocator))
-        if given.survey is not None and (given.recipe or given.fold_batchnorm):
+        shared = given.survey is not None or given.moments is not None
+        if shared and (given.recipe or given.fold_batchnorm):
             raise RankwiseError(
-                "A survey was given; it holds neither for a recipe nor after folding BatchNorm."
+                "A survey or moments were given; they hold neither for a recipe nor after folding BatchNorm."
             )
         return given if given.recipe else replace(given, method=_methods(given.method))
 
@@ -112,7 +115,7 @@ class Settings:
                 "layer; use it in a call of its own: the second call compresses what the first one leaves."
             )
         if channels:
-            return Narrowing(method=channels[0], **common)
+            return Narrowing(method=channels[0], known=self.moments, **common)
         layerwise = [method for method in chosen if isinstance(method, Method)]
         return Factorisation(methods=layerwise, known=self.survey, **common)
 
@@ -201,8 +204,9 @@ def compression(
     """As :func:`compress`, returning the plan, the costs and the times beside the model.
 
     ``options`` are those of :func:`compress`; ``notes``: JSON-able values that the plan's settings
-    carry along; and ``survey``: that of a :class:`rankwise.factorise.Factorisation` with these methods on
-    this model and this calibration, which then need not be made again.
+    carry along; ``survey``: that of a :class:`rankwise.factorise.Factorisation` with these methods on this
+    model and this calibration, which then need not be made again; and ``moments``: a dict that keeps what
+    selections measure of this model and this calibration, for the next call.
 
     Raises:
         UnknownNameError: an unknown option; otherwise as :func:`compress`.

@@ -19,6 +19,7 @@ from rankwise.network.state import duplicate
 from rankwise.plan import Edit
 from rankwise.scene import Batches, Scene, refit_
 from rankwise.stage import Stage
+from rankwise.statistics.channels import ChannelMoments
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,14 @@ class Outcome:
 
 @dataclass(eq=False, kw_only=True)
 class Narrowing(Stage):
-    """Settings of the stage; :meth:`run_` changes a model in place and returns the edits."""
+    """Settings of the stage; :meth:`run_` changes a model in place and returns the edits.
+
+    ``known`` holds what an earlier stage measured of the same model and calibration, and takes what this
+    one adds, where all groups are narrowed at once.
+    """
 
     method: ChannelMethod
+    known: dict[str, ChannelMoments] | None = None
 
     def run_(
         self, work: nn.Module, original: nn.Module, example: Any, batches: Batches | None, cost: Cost
@@ -118,7 +124,10 @@ class Narrowing(Stage):
     def _at_once(self, scene: Scene, batches: Batches | None) -> Outcome:
         """All groups from one pass over the original network."""
         with self.watch("calibrate"):
-            scene.measure(batches)
+            scene.moments |= self.known or {}
+            scene.measure(batches, scene.intakes.keys() - scene.moments.keys())
+            if self.known is not None:
+                self.known |= scene.moments
         views, orders, curves = {}, {}, []
         with self.watch("decompose"):
             for done, group in enumerate(scene.free):

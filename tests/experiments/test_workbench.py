@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from rankwise import Budget, RankwiseError, compress, compression, plan_of
+from rankwise import Budget, RankwiseError, compress, compression, plan_of, scene
 from rankwise.data import load_data
 from rankwise.experiments import workbench
 from rankwise.experiments.variants import Variant, methods_of
@@ -29,6 +29,9 @@ def bench(folder: Path) -> Workbench:
         Variant("asymmetric", exclude=("fc2",)),
         Variant("whitened", include=("conv*",)),
         Variant("interpolative"),
+        Variant("thinet", {"reconstruct": True}, "uniform"),
+        Variant("pfp", {}, "uniform"),
+        Variant("interpolative", {}, "iterative"),
         Variant("l2+svd"),
     ],
     ids=lambda variant: variant.label,
@@ -68,6 +71,18 @@ def test_methods_are_listed_once_for_all_budgets(tmp_path: Path, monkeypatch: py
     made.forget()
     with pytest.raises(TypeError):
         made.compress(Variant("svd"), Budget(macs=0.6))
+
+
+def test_what_selections_measure_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, calls = bench(tmp_path), []
+    collect = scene.collect_channels
+    monkeypatch.setattr(scene, "collect_channels", lambda *a, **k: calls.append(1) or collect(*a, **k))
+    first = made.compress(Variant("interpolative", {"refit": "once"}), Budget(macs=0.6))
+    assert len(calls) == 1
+    again = made.compress(Variant("interpolative", {"refit": "once"}, "uniform"), Budget(params=0.6))
+    assert len(calls) == 1 and again.seconds["calibrate"] >= first.seconds["calibrate"] > 0
+    made.compress(Variant("pfp"), Budget(macs=0.6))
+    assert len(calls) == 2  # it asks for more
 
 
 @pytest.mark.parametrize("more", [{"method": "l2+svd"}, {"fold_batchnorm": True}])

@@ -20,11 +20,13 @@ from rankwise.experiments.variants import Variant, methods_of
 from rankwise.factorise import Factorisation, Survey
 from rankwise.files import json_text, write_text
 from rankwise.methods import Method
+from rankwise.methods.selection import ChannelMethod
 from rankwise.network import Cost, find_layers, model_cost
 from rankwise.network.batches import first_batch
 from rankwise.network.digest import digest as digest
 from rankwise.progress import Progress, silent
 from rankwise.statistics import LayerStatistics, collect
+from rankwise.statistics.channels import ChannelMoments
 from rankwise.statistics.files import load_statistics, save_statistics
 
 Found = tuple[dict[str, LayerStatistics], float]
@@ -49,6 +51,9 @@ class Workbench:
     progress: Progress = silent
     _surveys: dict[str, tuple[Survey, dict[str, float]]] = field(default_factory=dict, repr=False)
     _statistics: dict[str, Found] = field(default_factory=dict, repr=False)
+    _moments: dict[str, tuple[dict[str, ChannelMoments], dict[str, float]]] = field(
+        default_factory=dict, repr=False
+    )
 
     def __post_init__(self) -> None:
         self.model.eval()
@@ -57,8 +62,8 @@ class Workbench:
 
     def forget(self) -> None:
         """Free what is held in memory; statistics are still on disk."""
-        self._surveys.clear()
-        self._statistics.clear()
+        for held in (self._surveys, self._statistics, self._moments):
+            held.clear()
 
     def compress(self, variant: Variant, budget: Budget, multiple_of: int = 1, **options: Any) -> Compression:
         """The network compressed as ``variant`` says; ``options`` are those of :func:`compression`.
@@ -75,9 +80,13 @@ class Workbench:
             "progress": self.progress,
         }
         before: dict[str, float] = {}
+        alone = isinstance(methods, list) and not options.get("fold_batchnorm")
         layerwise = [method for method in methods if isinstance(method, Method)]
-        if len(layerwise) == len(methods) and not options.get("fold_batchnorm"):
+        if alone and len(layerwise) == len(methods):
             options["survey"], before = self._survey(layerwise, common)
+        elif alone and isinstance(methods[0], ChannelMethod):
+            key = repr((methods[0].needs_sensitivity, common["include"], common["exclude"]))
+            options["moments"], before = self._moments.setdefault(key, ({}, {}))
         done = compression(
             self.model,
             self.calibration,
@@ -88,6 +97,9 @@ class Workbench:
             **common,
             **options,
         )
+        if options.get("moments") and not before:
+            before["calibrate"] = done.seconds.get("calibrate", 0.0)
+            return done
         for part, spent in before.items():
             done.seconds[part] = done.seconds.get(part, 0.0) + spent
         return done
