@@ -22,6 +22,7 @@ from rankwise.stage import Stage
 from rankwise.statistics import LayerStatistics, collect
 
 Batches = Iterable[Any]
+Offers = Sequence[tuple[Method, Candidates]]
 _ROOT = "it is the model itself, which cannot be replaced inside itself: wrap it in nn.Sequential"
 
 
@@ -62,7 +63,7 @@ class Options:
         )
 
 
-def merged(offers: Sequence[tuple[Method, Candidates]]) -> Candidates:
+def merged(offers: Offers) -> Candidates:
     """The candidates of several methods for one layer as one; a choice that a method lacks is 0 or ""."""
     if len(offers) == 1:
         return offers[0][1]
@@ -154,8 +155,18 @@ class Factorisation(Stage):
 
         ``survey`` may be that of another copy of ``original``. Returns as :meth:`run_` does.
         """
-        options = survey.options
-        chosen = list(zip(options, self._choose(work, survey, cost), strict=True))
+        return self.realise_(work, original, batches, survey, self.choose(work, survey, cost))
+
+    def realise_(
+        self,
+        work: nn.Module,
+        original: nn.Module,
+        batches: Batches | None,
+        survey: Survey,
+        options: Sequence[int],
+    ) -> list[Edit]:
+        """As :meth:`apply_`, with the option of every entry of ``survey.options`` given."""
+        chosen = list(zip(survey.options, options, strict=True))
         edits = {o.layer.name: o.edit(index) for o, index in chosen}
         picked = [(o.layer, *o.pick(index)) for o, index in chosen if index > 0]
         built = self.build_(work, original, batches, picked, survey.statistics)
@@ -221,7 +232,7 @@ class Factorisation(Stage):
         able: Mapping[str, Sequence[Method]],
         statistics: Mapping[str, LayerStatistics],
     ) -> tuple[list[Options], dict[str, str]]:
-        options: list[Options] = []
+        offered: list[tuple[Layer, Offers]] = []
         kept: dict[str, str] = {}
         with self.watch("decompose"):
             for done, layer in enumerate(layers):
@@ -232,14 +243,20 @@ class Factorisation(Stage):
                     continue
                 offers = [(method, method.candidates(layer, known)) for method in able[layer.name]]
                 offers = [(method, candidates) for method, candidates in offers if len(candidates)]
-                if not offers:
-                    continue
-                table = with_dense(layer.name, merged(offers), layer.cost, layer.weight.element_size())
-                table = restrict(table, multiple_of=self.multiple_of, min_rank=self.min_rank)
-                origin = [(method, c, index) for method, c in offers for index in range(len(c))]
-                options.append(Options(layer, table, origin))
+                if offers:
+                    offered.append((layer, offers))
+        return self.tabulate(offered), kept
+
+    def tabulate(self, offered: Sequence[tuple[Layer, Offers]]) -> list[Options]:
+        """The options of layers, given what the methods offer; ranks restricted, overrides applied."""
+        options = []
+        for layer, offers in offered:
+            table = with_dense(layer.name, merged(offers), layer.cost, layer.weight.element_size())
+            table = restrict(table, multiple_of=self.multiple_of, min_rank=self.min_rank)
+            origin = [(method, c, index) for method, c in offers for index in range(len(c))]
+            options.append(Options(layer, table, origin))
         tables = apply_overrides([o.table for o in options], self.overrides)
-        return [replace(o, table=t) for o, t in zip(options, tables, strict=True)], kept
+        return [replace(o, table=t) for o, t in zip(options, tables, strict=True)]
 
     def _timed_tables(self, survey: Survey) -> list[Table]:
         """The tables of all options with what each takes on the target of the latency budget."""
@@ -252,10 +269,10 @@ class Factorisation(Stage):
             columns = self.timed.options(offers)
         return [replace(o.table, latency=c) for o, c in zip(survey.options, columns, strict=True)]
 
-    def _choose(self, work: nn.Module, survey: Survey, cost: Cost) -> list[int]:
+    def choose(self, work: nn.Module, survey: Survey, cost: Cost) -> list[int]:
         """Option per layer with options; under a latency budget corrected by what networks really take."""
         if self.timed is None:
-            return self._allocate([o.table for o in survey.options], cost, self.limits)
+            return self.allocate([o.table for o in survey.options], cost, self.limits)
         tables = self._timed_tables(survey)
         columns = [table.costs(["latency"])[:, 0] for table in tables]
         fixed = cost.latency - sum(int(column[0]) for column in columns)
@@ -270,14 +287,14 @@ class Factorisation(Stage):
             return copied
 
         return self.timed.settle(
-            lambda limits: self._allocate(tables, cost, limits),
+            lambda limits: self.allocate(tables, cost, limits),
             lambda chosen: fixed + sum(int(c[i]) for c, i in zip(columns, chosen, strict=True)),
             shaped,
             self.limits,
             fixed + sum(int(c[t.options].min()) for c, t in zip(columns, tables, strict=True)),
         )
 
-    def _allocate(self, tables: Sequence[Table], cost: Cost, limits: Mapping[str, int]) -> list[int]:
+    def allocate(self, tables: Sequence[Table], cost: Cost, limits: Mapping[str, int]) -> list[int]:
         """Option per table, the limits being those of the whole model of cost ``cost``."""
         with self.watch("allocate"):
             left: dict[str, int] = {}

@@ -37,14 +37,16 @@ def test_the_matrix_times_a_patch_is_the_chain(name: str) -> None:
     geometry = geometry_of(layer)
     assert geometry is not None
     x = torch.randn(2, 7 if geometry.kind == "linear" else 6, *(9, 8)[: geometry.ndim], dtype=torch.float64)
-    compose, weights = linear_map(chain, geometry)
+    found = linear_map(chain, geometry)
+    assert found is not None
+    compose, weights = found
     matrix = compose(weights)
     assert matrix.shape == (geometry.groups, geometry.rows, geometry.columns)
     rows = torch.einsum("npgd,god->npgo", patches(geometry, x), matrix).flatten(2)
     bias = chain[-1].bias
     expected = chain(x)
-    found = rows.squeeze(1) if geometry.kind == "linear" else rows.mT.unflatten(2, expected.shape[2:])
-    assert torch.allclose(found + bias.view(1, -1, *(1,) * geometry.ndim), expected, atol=1e-10)
+    rows = rows.squeeze(1) if geometry.kind == "linear" else rows.mT.unflatten(2, expected.shape[2:])
+    assert torch.allclose(rows + bias.view(1, -1, *(1,) * geometry.ndim), expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -72,3 +74,12 @@ def test_balancing_changes_norms_and_no_output(name: str) -> None:
 def test_two_factors_are_told_from_other_chains() -> None:
     ranks = {name: two_factor_rank(chain, geometry_of(layer)) for name, (layer, chain) in LAYERS.items()}  # type: ignore[arg-type]
     assert ranks == {"conv": None, "cp": None, "grouped": 2, "linear": 3}
+
+
+def test_other_chains_are_no_matrix() -> None:
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    geometry = geometry_of(layer)
+    assert geometry is not None
+    assert linear_map(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)), geometry) is None
+    assert linear_map(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, (3, 1))), geometry) is None
+    assert linear_map(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)), geometry) is None

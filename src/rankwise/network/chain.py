@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from rankwise.network.layer import CONVS, Geometry, geometry_of
-from rankwise.network.state import duplicate
 
 Tensor = torch.Tensor
 Weights = dict[str, Tensor]
+Compose = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 def leaves(chain: nn.Module) -> list[nn.Module]:
@@ -20,43 +19,85 @@ def leaves(chain: nn.Module) -> list[nn.Module]:
     return [m for m in chain.modules() if isinstance(m, (nn.Linear, *CONVS))]
 
 
-def linear_map(
-    chain: nn.Module, geometry: Geometry
-) -> tuple[Callable[[Mapping[str, Tensor]], Tensor], Weights]:
+def linear_map(chain: nn.Module, geometry: Geometry) -> tuple[Compose, Weights] | None:
     """What ``chain`` computes as a matrix per group, as a function of its weights.
 
-    Every layer slides over its input; seen from one output position the chain multiplies the patch
-    that the layer of ``geometry`` would read. So the matrix is the chain's answer to unit patches, with
-    strides, paddings and dilations taken off.
+    Every layer slides over its input; seen from one output position the chain multiplies the patch that
+    the layer of ``geometry`` would read.
 
     Args:
-        chain: ``nn.Linear`` or ``nn.Conv`` layers, in ``nn.Sequential``s or as branches that are added;
-            left as it is.
-        geometry: of the layer that the chain replaces; not transposed.
+        chain: ``nn.Linear`` or ``nn.Conv`` layers in (nested) ``nn.Sequential``s, each axis of the kernel
+            carried by one of them.
+        geometry: of the layer that the chain replaces.
 
     Returns:
         A differentiable function from weights by name (those of ``chain``, float64) to the matrix
-        ``(groups, rows, columns)``, and the weights that the chain has now.
+        ``(groups, rows, columns)``, and the weights that the chain has now. None for another chain.
     """
-    shadow = duplicate(chain).double().to("cpu").eval()
-    for module in leaves(shadow):
-        if isinstance(module, CONVS):
-            axes = len(module.kernel_size)
-            module.stride, module.dilation = (1,) * axes, (1,) * axes
-            module.padding, module.padding_mode = (0,) * axes, "zeros"
-    weights = {name: p.detach().clone() for name, p in shadow.named_parameters() if name.endswith("weight")}
-    nothing = {name: torch.zeros_like(p) for name, p in shadow.named_parameters() if name.endswith("bias")}
-    inputs = geometry.columns
-    units = torch.eye(inputs, dtype=torch.float64).repeat(1, geometry.groups)
-    if geometry.kind != "linear":
-        units = units.reshape(inputs, geometry.in_channels, *geometry.kernel_size)
+    parts = leaves(chain)
+    if not parts or not _only_layers(chain) or geometry.kind == "conv_transpose":
+        return None
+    shapes = [_spatial(part, geometry.ndim) for part in parts]
+    carried = [max(sizes) for sizes in zip(*shapes, strict=True)] if geometry.ndim else []
+    once = all(sum(s > 1 for s in sizes) <= 1 for sizes in zip(*shapes, strict=True))
+    if not once or tuple(carried) != geometry.kernel_size:
+        return None
+    names = {id(module): f"{name}.weight" if name else "weight" for name, module in chain.named_modules()}
+    order = [(names[id(part)], getattr(part, "groups", 1), k) for part, k in zip(parts, shapes, strict=True)]
+    weights = {
+        name: _weight(part).detach().to("cpu", torch.float64)
+        for (name, _, _), part in zip(order, parts, strict=True)
+    }
+    inputs = geometry.in_channels // geometry.groups
 
     def matrix(values: Mapping[str, Tensor]) -> Tensor:
-        answers = functional_call(shadow, {**nothing, **values}, (units,))
-        by_group: Tensor = answers.reshape(inputs, geometry.groups, geometry.rows).permute(1, 2, 0)
-        return by_group
+        ones = (1,) * geometry.ndim
+        seen = torch.eye(inputs, dtype=torch.float64).repeat(
+            geometry.groups, 1
+        )  # (channels, inputs, *kernel)
+        seen = seen.reshape(geometry.in_channels, inputs, *ones)
+        for name, groups, kernel in order:
+            weight = values[name].reshape(groups, -1, seen.shape[0] // groups, *kernel)
+            seen = _after(seen, weight, geometry.ndim)
+        return seen.reshape(geometry.groups, geometry.rows, geometry.columns)
 
     return matrix, weights
+
+
+def _after(seen: Tensor, weight: Tensor, ndim: int) -> Tensor:
+    """The kernel (out, inputs, *k) of a layer ``weight`` (groups, out, in, *k) behind the kernel ``seen``."""
+    groups, outputs, each = weight.shape[:3]
+    if each == 1:  # depthwise: products, no sum
+        product = weight.squeeze(2)[:, :, None] * seen[:, None]  # (groups, out, inputs, *k)
+        return product.flatten(0, 1)
+    inputs, kernel = seen.shape[1:], weight.shape[3:]
+    left = (
+        weight.reshape(groups, outputs, each, -1).permute(0, 1, 3, 2).flatten(1, 2)
+    )  # (groups, out * k, in)
+    product = left @ seen.reshape(groups, each, -1)  # (groups, out * k, inputs * k')
+    product = product.reshape(groups * outputs, *kernel, *inputs)
+    axes = [0, 1 + ndim]
+    sizes = [groups * outputs, inputs[0]]
+    for axis in range(ndim):
+        axes += [1 + axis, 2 + ndim + axis]
+        sizes.append(kernel[axis] * inputs[1 + axis])
+    return product.permute(axes).reshape(sizes)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    assert isinstance(module.weight, Tensor)
+    return module.weight
+
+
+def _only_layers(chain: nn.Module) -> bool:
+    known = (nn.Sequential, nn.Linear, nn.Flatten, nn.Unflatten, *CONVS)
+    return all(type(module) in known for module in chain.modules())
+
+
+def _spatial(module: nn.Module, ndim: int) -> tuple[int, ...]:
+    """The kernel of a layer; for a linear one, or one that stands in for it, ones."""
+    size = module.kernel_size if isinstance(module, CONVS) else ()
+    return size if len(size) == ndim else (1,) * ndim
 
 
 def two_factor_rank(chain: nn.Module, geometry: Geometry) -> int | None:

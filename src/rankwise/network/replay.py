@@ -12,7 +12,7 @@ from rankwise.network.state import evaluating, unfused
 
 Tensor = torch.Tensor
 
-MEMORY = 4 * 2**30  # bytes of outputs that are kept at most
+MEMORY = 2 * 2**30  # bytes of outputs that are kept at most
 
 
 def _cloned(value: Any) -> Any:

@@ -9,7 +9,14 @@ from torch import nn
 
 from rankwise.linalg.factor_fit import Quadratic, fit_factors, reduced_rank
 from rankwise.linalg.metric import anchored_regression, damped
-from rankwise.network.chain import balance_, leaves, linear_map, two_factor_rank
+from rankwise.network.chain import (
+    Compose,
+    Weights,
+    balance_,
+    leaves,
+    linear_map,
+    two_factor_rank,
+)
 from rankwise.network.layer import Geometry, Layer, geometry_of, store_kernel_
 from rankwise.recovery.bias import biased
 from rankwise.statistics import LayerStatistics
@@ -46,7 +53,7 @@ class Subject:
         if len(parts) < 2 or ends[0] is None or ends[-1] is None:
             return None
         whole = replace(layer.geometry, in_channels=ends[0].in_channels, out_channels=ends[-1].out_channels)
-        if layer.geometry.kind != "conv_transpose" and _composes(module, whole):
+        if linear_map(module, whole) is not None:
             return cls(layer, layer.name, module, whole, True)
         if isinstance(module, nn.Sequential) and module[-1] is parts[-1]:
             return cls(layer, f"{layer.name}.{len(module) - 1}", parts[-1], ends[-1], False)
@@ -55,22 +62,20 @@ class Subject:
     def matrix(self) -> Tensor:
         """What the module computes now, (groups, rows, columns), float64."""
         if self.chain:
-            compose, weights = linear_map(self.module, self.geometry)
+            compose, weights = self.map(self.module)
             return compose(weights)
         return Layer(self.path, self.module, self.geometry).matrix()
+
+    def map(self, chain: nn.Module) -> tuple[Compose, Weights]:
+        """:func:`linear_map` of ``chain``, the module or a copy of it."""
+        found = linear_map(chain, self.geometry)
+        assert found is not None, "checked when the subject was made"
+        return found
 
     def anchor(self) -> Tensor:
         """What the ridge holds on to: the original layer, where the shapes allow it."""
         same = self.chain and self.geometry == self.layer.geometry
         return self.layer.matrix() if same else self.matrix()
-
-
-def _composes(module: nn.Module, geometry: Geometry) -> bool:
-    try:
-        compose, weights = linear_map(module, geometry)
-        return compose(weights).shape == (geometry.groups, geometry.rows, geometry.columns)
-    except RuntimeError:
-        return False
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +152,7 @@ class Regression:
         chain = deepcopy(subject.module)
         if isinstance(chain, nn.Sequential):
             balance_(chain)
-        compose, start = linear_map(chain, subject.geometry)
+        compose, start = subject.map(chain)
         rank = two_factor_rank(chain, subject.geometry)
         if rank is None:
             factors = fit_factors(compose, start, goal, iterations=self.iterations)

@@ -1,0 +1,154 @@
+"""What a candidate really does to the network's output: measured, one layer at a time."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from rankwise.factorise import Offers
+from rankwise.methods import Candidates, Method
+from rankwise.network import Layer
+from rankwise.network.batches import batch_size, forward, output_tensor, to_device
+from rankwise.network.replay import Replay
+from rankwise.network.state import evaluating, unfused
+from rankwise.network.surgery import get_module, replace_
+from rankwise.recovery.divergence import divergence_of
+from rankwise.statistics import LayerStatistics
+
+Floats = npt.NDArray[np.float64]
+
+_FLOOR = 1e-12
+
+
+def some_examples(batches: Iterable[Any], count: int) -> list[Any]:
+    """The first batches, until they hold ``count`` examples."""
+    taken: list[Any] = []
+    seen = 0
+    for batch in batches:
+        if seen >= count:
+            break
+        taken.append(batch)
+        seen += batch_size(batch)
+    return taken
+
+
+@contextmanager
+def swapped(model: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
+    """Inside, ``module`` stands in the place of the layer ``name``."""
+    old = get_module(model, name)
+    replace_(model, name, module)
+    try:
+        yield
+    finally:
+        replace_(model, name, old)
+
+
+@dataclass(eq=False)
+class Probe:
+    """Measures how far the output moves when single layers are replaced.
+
+    Args:
+        model: a copy of the original network, changed only for the time of a measurement.
+        batches: a few calibration batches.
+    """
+
+    model: nn.Module
+    batches: Sequence[Any]
+    expected: list[torch.Tensor] = field(init=False)
+    measured: int = field(default=0, init=False)
+    """How many candidates have been measured."""
+
+    def __post_init__(self) -> None:
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        self.batches = [to_device(batch, device) for batch in self.batches]
+        with torch.no_grad(), evaluating(self.model), unfused():
+            self.expected = [output_tensor(forward(self.model, batch)) for batch in self.batches]
+        self._replay = Replay(self.model, self.batches[0])
+
+    def divergence(self, layer: str | None = None, module: nn.Module | None = None) -> float:
+        """Mean divergence of the output with ``module`` in the place of ``layer``.
+
+        Layers must be asked for in the order in which they run: what comes before is not computed anew.
+        """
+        self.measured += 1
+        total, rows = 0.0, 0
+        with torch.no_grad(), evaluating(self.model), unfused():
+            for index, (batch, expected) in enumerate(zip(self.batches, self.expected, strict=True)):
+                found = self._output(layer, module, index, batch)
+                values = divergence_of(expected, found)
+                total, rows = total + float(values.sum()), rows + len(values)
+        return total / rows if np.isfinite(total) else float("inf")
+
+    def _output(self, layer: str | None, module: nn.Module | None, index: int, batch: Any) -> torch.Tensor:
+        if layer is None or module is None:
+            return output_tensor(forward(self.model, batch))
+        with self._replay.until(layer, index), swapped(self.model, layer, module):
+            return output_tensor(forward(self.model, batch))
+
+
+def grid(candidates: Candidates, cost: int, points: int) -> list[int]:
+    """Up to ``points`` candidates from the dearest useful one to the cheapest, evenly spread on a log scale.
+
+    Of all candidates of about one cost, the one with the smallest error. ``cost`` is that of the dense
+    layer, in MACs plus parameters of the candidates' scale.
+    """
+    price = candidates.params / max(1, candidates.params.max()) + candidates.macs / max(
+        1, candidates.macs.max()
+    )
+    order = np.argsort(price, kind="stable")
+    best = np.minimum.accumulate(candidates.error[order])
+    front = order[candidates.error[order] <= best]
+    if len(front) <= points:
+        return [int(i) for i in front]
+    levels = np.log(np.maximum(candidates.error[front], _FLOOR * max(candidates.scale, _FLOOR)))
+    wanted = np.linspace(levels.max(), levels.min(), points)
+    return sorted({int(front[np.abs(levels - w).argmin()]) for w in wanted})
+
+
+def corrected(candidates: Candidates, known: dict[int, float]) -> Candidates:
+    """The candidates with errors in measured divergence: the prediction times what it was off by.
+
+    The factor, measured / predicted, is interpolated linearly in the logarithm of the predicted error
+    between the measured candidates, and constant outside them.
+
+    Args:
+        candidates: predicted errors.
+        known: measured divergence by index.
+    """
+    tiny = _FLOOR * max(candidates.scale, _FLOOR)
+    predicted = np.maximum(candidates.error, tiny)
+    indices = sorted(known, key=lambda i: predicted[i])
+    levels = np.log(predicted[indices])
+    off = np.log(np.maximum([known[i] for i in indices], _FLOOR)) - levels
+    error = predicted * np.exp(np.interp(np.log(predicted), levels, off))
+    return replace(candidates, error=np.where(candidates.error > 0, error, 0.0), unit="loss", scale=1.0)
+
+
+def measured(
+    probe: Probe,
+    offered: Sequence[tuple[Layer, Offers]],
+    statistics: Mapping[str, LayerStatistics],
+    points: int,
+    tell: Any,
+) -> list[tuple[Layer, list[tuple[Method, Candidates]]]]:
+    """What the methods offer, with errors in measured divergence of the network's output (nats)."""
+    found = []
+    for done, (layer, offers) in enumerate(offered):
+        tell("measure", done, len(offered))
+        new = []
+        for method, candidates in offers:
+            known = {}
+            for index in grid(candidates, layer.cost.macs, points):
+                built = method.build(layer, statistics.get(layer.name), candidates.choice(index))
+                known[index] = probe.divergence(layer.name, built)
+            finite = {i: v for i, v in known.items() if np.isfinite(v)}
+            if finite:
+                new.append((method, corrected(candidates, finite)))
+        if new:
+            found.append((layer, new))
+    return found
