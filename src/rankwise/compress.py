@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from rankwise.allocation import Allocator, get_allocator
+from rankwise.auto import Automatic, AutoStage
 from rankwise.budget import Budget
 from rankwise.errors import BudgetError, CalibrationError, RankwiseError, UnknownNameError
 from rankwise.factorise import Factorisation, Survey
@@ -26,7 +27,7 @@ from rankwise.recovery import NamedRecovery, Recovery, get_recovery
 from rankwise.statistics.channels import ChannelMoments
 from rankwise.timed import Timed
 
-MethodLike = str | Method | ChannelMethod
+MethodLike = str | Method | ChannelMethod | Automatic
 AllocatorLike = str | Allocator
 RecoveryLike = str | NamedRecovery
 
@@ -53,7 +54,7 @@ class Settings:
 
     method: MethodLike | Sequence[MethodLike] = "whitened"
     allocator: AllocatorLike = "knapsack"
-    recovery: Sequence[RecoveryLike] = ()
+    recovery: Sequence[RecoveryLike] | None = None
     include: Patterns | None = None
     exclude: Patterns | None = None
     overrides: Mapping[str, Mapping[str, Any]] | None = None
@@ -81,7 +82,7 @@ class Settings:
         given = cls(**options)
         if isinstance(given.recovery, (str, NamedRecovery)):
             given = replace(given, recovery=(given.recovery,))
-        for recovery in given.recovery:
+        for recovery in given.recovery or ():
             _recovery(recovery)
         if isinstance(given.allocator, str):
             given = replace(given, allocator=get_allocator(given.allocator))
@@ -97,17 +98,34 @@ class Settings:
         """The recipe of two methods, such as "interpolative+pca", if that is what is asked for."""
         return self.method if isinstance(self.method, str) and "+" in self.method else None
 
+    @property
+    def automatic(self) -> Automatic | None:
+        """The settings of "auto", where methods are mixed per layer by what is measured."""
+        found = [] if self.recipe else [m for m in _methods(self.method) if isinstance(m, Automatic)]
+        return found[0] if found else None
+
+    @property
+    def recoveries(self) -> Sequence[RecoveryLike]:
+        """What is done after surgery; by default the closed-form refit that is a part of "auto"."""
+        if self.recovery is None:
+            return ("closed-form",) if self.automatic else ()
+        return self.recovery
+
     def stage(
         self, limits: Mapping[str, int], watch: Stopwatch, timed: Timed | None = None
-    ) -> Factorisation | Narrowing:
+    ) -> Factorisation | Narrowing | AutoStage:
         """What does the work: single layers are factorised, channel groups are narrowed."""
-        chosen, solver = _methods(self.method), self.allocator
+        solver = self.allocator
         common: dict[str, Any] = {
             "allocator": get_allocator(solver) if isinstance(solver, str) else solver, "limits": limits,
             "include": self.include, "exclude": self.exclude, "overrides": self.overrides or {},
             "multiple_of": self.multiple_of, "min_rank": self.min_rank, "seed": self.seed,
             "max_memory": self.max_memory, "progress": self.progress, "watch": watch, "timed": timed,
         }  # fmt: skip
+        if self.automatic:
+            refit = "closed-form" in self.recoveries
+            return AutoStage(effort=self.automatic.effort, refit=refit, **common)
+        chosen = _methods(self.method)
         channels = [method for method in chosen if isinstance(method, ChannelMethod)]
         if channels and len(chosen) > 1:
             raise RankwiseError(
@@ -127,7 +145,7 @@ class Settings:
             "methods": [{"name": m.name, **m.config()} for m in _methods(self.method)],
             "allocator": {"name": solver.name, **solver.config()},
             "budget": budget.as_dict(),
-            "recovery": _names(self.recovery),
+            "recovery": _names(self.recoveries),
             "seed": self.seed,
         }
 
@@ -139,7 +157,7 @@ def compress(
     *,
     method: MethodLike | Sequence[MethodLike] = "whitened",
     allocator: AllocatorLike = "knapsack",
-    recovery: Sequence[RecoveryLike] = (),
+    recovery: Sequence[RecoveryLike] | None = None,
     example: Any = None,
     include: Patterns | None = None,
     exclude: Patterns | None = None,
@@ -163,7 +181,8 @@ def compress(
             other, the budget split between them as agrees most with ``model`` on the calibration data.
         allocator: a name out of ``rankwise.allocation.allocators()`` or a configured one.
         recovery: what is done after surgery, in order: names out of ``rankwise.recovery.recoveries()``, or
-            :class:`rankwise.recovery.NamedRecovery`, a function with its name.
+            :class:`rankwise.recovery.NamedRecovery`, a function with its name. By default nothing, and
+            for "auto" the closed-form refit.
         example: one batch to count cost with; by default the first calibration batch.
         include: globs or regular expressions of the layers that may change; None means all.
         exclude: the same for those that must not; wins over ``include``.
@@ -187,8 +206,9 @@ def compress(
         UnknownNameError: an unknown method, allocator or recovery.
     """
     return compression(
-        model, calibration, budget, method=method, allocator=allocator, recovery=recovery, example=example,
-        include=include, exclude=exclude, overrides=overrides, multiple_of=multiple_of, min_rank=min_rank,
+        model, calibration, budget, method=method, allocator=allocator, recovery=recovery,
+        example=example, include=include, exclude=exclude, overrides=overrides,
+        multiple_of=multiple_of, min_rank=min_rank,
         fold_batchnorm=fold_batchnorm, seed=seed, max_memory=max_memory, progress=progress,
     ).model  # fmt: skip
 
@@ -234,9 +254,11 @@ def compression(
             cost = replace(cost, latency=timed.begin(work) if timed else 0)
         stage = settings.stage(budget.limits(original), watch, timed)
         edits = (*folded, *stage.run_(work, reference, example, calibration, cost))
-        compressed = _recover(work, reference, calibration, settings.recovery, edits, watch)
+        done = ("closed-form",) if isinstance(stage, AutoStage) and stage.refit else ()
+        left = [recovery for recovery in settings.recoveries if recovery not in done]
+        compressed = _recover(work, reference, calibration, left, edits, watch)
     final = _checked(work, example, budget, original, timed)
-    notes = settings.as_dict(budget) | ({"latency": timed.report()} if timed else {})
+    notes = settings.as_dict(budget) | ({"latency": timed.report()} if timed else {}) | stage.notes
     step = Plan(edits, original.as_dict(), final.as_dict(), (notes,))
     attach_plan_(work, plan_of(model) + step)
     return Compression(work, step, original, final, watch.seconds, compressed)
@@ -311,11 +333,11 @@ def _recipe(
     reference = duplicate(model)
     if settings.fold_batchnorm:
         _fold_(reference, example, original, settings)
-    compressed = _recover(work, reference, calibration, settings.recovery, edits, watch)
+    compressed = _recover(work, reference, calibration, settings.recoveries, edits, watch)
     final = _checked(work, example, budget, original)
     tried = {f"{share:g}": round(value, 6) for share, value in agreement.items()}
     note = {
-        "recipe": recipe, "budget": budget.as_dict(), "recovery": _names(settings.recovery),
+        "recipe": recipe, "budget": budget.as_dict(), "recovery": _names(settings.recoveries),
         "agreement": tried,
     }  # fmt: skip
     step = Plan(edits, original.as_dict(), final.as_dict(), (*after.settings[len(before.settings) :], note))
@@ -332,15 +354,23 @@ def _names(given: Sequence[RecoveryLike]) -> list[str]:
     return [recovery if isinstance(recovery, str) else recovery.name for recovery in given]
 
 
-def _methods(given: MethodLike | Sequence[MethodLike]) -> list[Method | ChannelMethod]:
+def _methods(given: MethodLike | Sequence[MethodLike]) -> list[Method | ChannelMethod | Automatic]:
     """The configured methods behind names, methods, or several of them."""
-    several = [given] if isinstance(given, (str, Method, ChannelMethod)) else list(given)
-    found = [get_method(method) if isinstance(method, str) else method for method in several]
+    known = (Method, ChannelMethod, Automatic)
+    several = [given] if isinstance(given, (str, *known)) else list(given)
+    found = [_named(method) if isinstance(method, str) else method for method in several]
+    if len(found) > 1 and any(isinstance(method, Automatic) for method in found):
+        raise RankwiseError("Method 'auto' was given with others; it brings the methods that compete itself.")
     for method in found:
-        if not isinstance(method, (Method, ChannelMethod)):
+        if not isinstance(method, known):
             raise RankwiseError(
                 f"A method of type {type(method).__name__} was given; allowed: name or Method."
             )
+    return found
+
+
+def _named(name: str) -> Method | ChannelMethod | Automatic:
+    found: Method | ChannelMethod | Automatic = Automatic() if name == Automatic.name else get_method(name)
     return found
 
 

@@ -14,6 +14,7 @@ from rankwise.timed import Timed
 class Stage:
     """Settings of a stage. ``limits`` are absolute and those of the whole model.
 
+    ``notes`` is what the plan keeps of the run.
     ``timed`` measures what a limit on latency is about; it is there whenever there is such a limit.
     """
 
@@ -29,3 +30,4 @@ class Stage:
     timed: Timed | None = None
     progress: Progress = silent
     watch: Stopwatch = field(default_factory=Stopwatch)
+    notes: dict[str, Any] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """``method="auto"``: methods mixed per layer, chosen by what the network's output really does."""
 
-from rankwise.auto.effort import EFFORTS, Effort, get_effort
+from rankwise.auto.effort import EFFORTS, Automatic, Effort, get_effort
 from rankwise.auto.stage import AutoStage
 
-__all__ = ["EFFORTS", "AutoStage", "Effort", "get_effort"]
+__all__ = ["EFFORTS", "AutoStage", "Automatic", "Effort", "get_effort"]

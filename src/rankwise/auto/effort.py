@@ -1,7 +1,7 @@
 """How much work ``auto`` does: the methods that compete, what is measured, and when the search ends."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from rankwise.errors import UnknownNameError
 from rankwise.methods import Method, get_method
@@ -14,6 +14,7 @@ class Effort:
     Args:
         cp: work on CP decompositions per layer, in 1e9 floating-point operations.
         factors: of CP: 3, 4 or 0 for both.
+        ranks: of CP, offered per layer and factor count.
         polish: Gauss-Newton steps on the CP that is chosen.
         others: further methods that compete.
         points: candidates per layer and method whose effect on the output is measured; 0 for none.
@@ -24,6 +25,7 @@ class Effort:
 
     cp: float
     factors: int
+    ranks: int
     polish: int
     others: tuple[str, ...]
     points: int
@@ -35,15 +37,41 @@ class Effort:
         """The competing methods, with errors in one unit: loss for "two_sided", output for "input"."""
         matrix = "kfac" if metric == "two_sided" else "whitened"
         others = [get_method(name, metric=metric) for name in self.others]
-        cp = get_method("cp", metric=metric, effort=self.cp, factors=self.factors, polish=self.polish)
+        cp = get_method(
+            "cp", metric=metric, effort=self.cp, factors=self.factors, points=self.ranks, polish=self.polish
+        )
         return [cp, get_method(matrix), *others]
 
 
 EFFORTS = {
-    "fast": Effort(5.0, 3, 2, (), points=0, examples=256, rounds=0, finalists=1),
-    "normal": Effort(20.0, 0, 5, ("tucker2",), points=3, examples=256, rounds=2, finalists=2),
-    "thorough": Effort(100.0, 0, 30, ("tucker2", "alds"), points=5, examples=512, rounds=8, finalists=3),
+    "fast": Effort(5.0, 3, 8, 2, (), points=0, examples=256, rounds=0, finalists=1),
+    "normal": Effort(20.0, 0, 10, 5, ("tucker2",), points=3, examples=256, rounds=2, finalists=2),
+    "thorough": Effort(100.0, 0, 20, 30, ("tucker2", "alds"), points=5, examples=512, rounds=8, finalists=3),
 }
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """``method="auto"`` with its settings: what :func:`rankwise.compress` takes in the place of a method.
+
+    Args:
+        effort: "fast", "normal" or "thorough".
+
+    Raises:
+        UnknownNameError: an unknown effort.
+    """
+
+    name: ClassVar[str] = "auto"
+    summary: ClassVar[str] = "methods mixed per layer, chosen by what the network's output really does"
+
+    effort: str = "normal"
+
+    def __post_init__(self) -> None:
+        get_effort(self.effort)
+
+    def config(self) -> dict[str, Any]:
+        """The settings as JSON-able values."""
+        return {"effort": self.effort}
 
 
 def get_effort(name: str) -> Effort:

@@ -79,7 +79,7 @@ def neighbours(table: Table, index: int) -> tuple[int, int]:
     """
     costs = table.costs(["params", "macs"]).astype(np.float64)
     price = (costs / np.maximum(costs[0], 1)).mean(1)
-    error = np.concatenate([[0.0], table.candidates.error])
+    error = table.candidates.error
     allowed = np.zeros(len(price), bool)
     allowed[table.options] = True
     here = price[index]
@@ -123,8 +123,7 @@ def refine(
     best = start
     weights = np.ones(len(start))
     for _ in range(rounds):
-        errors = [np.concatenate([[0.0], o.table.candidates.error * w])
-                  for o, w in zip(joint.options, weights, strict=True)]  # fmt: skip
+        errors = [o.table.candidates.error * w for o, w in zip(joint.options, weights, strict=True)]
         slopes = joint.weights(best, errors)
         for power in (1.0, 0.5, 0.25):
             tried = weights * slopes**power

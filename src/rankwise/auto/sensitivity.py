@@ -23,6 +23,7 @@ from rankwise.statistics import LayerStatistics
 Floats = npt.NDArray[np.float64]
 
 _FLOOR = 1e-12
+_HOPELESS = 1e6  # nats, where nothing finite came out
 
 
 def some_examples(batches: Iterable[Any], count: int) -> list[Any]:
@@ -91,18 +92,17 @@ class Probe:
             return output_tensor(forward(self.model, batch))
 
 
-def grid(candidates: Candidates, cost: int, points: int) -> list[int]:
-    """Up to ``points`` candidates from the dearest useful one to the cheapest, evenly spread on a log scale.
+def grid(candidates: Candidates, points: int) -> list[int]:
+    """Up to ``points`` of the candidates that none beats in both cost and error, spread over the errors.
 
-    Of all candidates of about one cost, the one with the smallest error. ``cost`` is that of the dense
-    layer, in MACs plus parameters of the candidates' scale.
+    Evenly on a log scale, the smallest and the largest error included.
     """
     price = candidates.params / max(1, candidates.params.max()) + candidates.macs / max(
         1, candidates.macs.max()
     )
     order = np.argsort(price, kind="stable")
-    best = np.minimum.accumulate(candidates.error[order])
-    front = order[candidates.error[order] <= best]
+    best = np.minimum.accumulate(np.concatenate([[np.inf], candidates.error[order]]))[:-1]
+    front = order[candidates.error[order] < best]
     if len(front) <= points:
         return [int(i) for i in front]
     levels = np.log(np.maximum(candidates.error[front], _FLOOR * max(candidates.scale, _FLOOR)))
@@ -143,12 +143,10 @@ def measured(
         new = []
         for method, candidates in offers:
             known = {}
-            for index in grid(candidates, layer.cost.macs, points):
+            for index in grid(candidates, points):
                 built = method.build(layer, statistics.get(layer.name), candidates.choice(index))
                 known[index] = probe.divergence(layer.name, built)
             finite = {i: v for i, v in known.items() if np.isfinite(v)}
-            if finite:
-                new.append((method, corrected(candidates, finite)))
-        if new:
-            found.append((layer, new))
+            new.append((method, corrected(candidates, finite or dict.fromkeys(known, _HOPELESS))))
+        found.append((layer, new))
     return found

@@ -1,7 +1,7 @@
 """The stage behind ``method="auto"``: list, measure, allocate, search, build, refit, decide."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,14 +40,10 @@ class AutoStage(Stage):
     Args:
         effort: "fast", "normal" or "thorough".
         refit: end with the closed-form refit, which is also what allocations are compared by.
-        max_memory: bytes that the statistics may take at once.
     """
 
     effort: str = "normal"
     refit: bool = True
-    max_memory: int | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
-    """What was measured, for the plan."""
 
     def run_(
         self, work: nn.Module, original: nn.Module, example: Any, batches: Batches | None, cost: Cost
@@ -68,7 +64,7 @@ class AutoStage(Stage):
         stage = self._stage(level.methods("two_sided" if _classes(original, example) else "input"))
         survey = stage.survey(original, example, fit.batches)
         if not survey.options:
-            return stage.realise_(work, original, fit.batches, survey, stage.allocate([], cost))
+            return stage.realise_(work, original, fit.batches, survey, stage.allocate([], cost, stage.limits))
         found = self._search(stage, survey, level, original, fit, cost)
         finalists = [self._finalist(stage, *one, original, fit.batches, held) for one in found]
         best = min(finalists, key=lambda one: one.divergence)
@@ -84,7 +80,8 @@ class AutoStage(Stage):
         return Factorisation(
             methods=methods, max_memory=self.max_memory, allocator=self.allocator, limits=self.limits,
             include=self.include, exclude=self.exclude, overrides=self.overrides, 
-            multiple_of=self.multiple_of, min_rank=self.min_rank, seed=self.seed, progress=self.progress, watch=self.watch,
+            multiple_of=self.multiple_of, min_rank=self.min_rank, seed=self.seed,
+            progress=self.progress, watch=self.watch,
         )  # fmt: skip
 
     def _search(
@@ -99,7 +96,7 @@ class AutoStage(Stage):
         """The best allocations found, by their joint divergence before any refit."""
 
         def allocate(tables: Sequence[Table]) -> Selection:
-            return tuple(stage.allocate(list(tables), cost))
+            return tuple(stage.allocate(list(tables), cost, stage.limits))
 
         predicted = allocate([o.table for o in survey.options])
         if level.points == 0:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rankwise.allocation import Allocator, get_allocator
+from rankwise.auto import Automatic
 from rankwise.errors import RankwiseError, UnknownNameError
 from rankwise.methods import get_method, methods, parse_methods
 
@@ -55,6 +56,10 @@ def methods_of(name: str, options: Mapping[str, Any]) -> str | list[Any]:
         RankwiseError: options for a recipe, which takes none.
         UnknownNameError: an unknown method or option.
     """
+    if name == Automatic.name:
+        if unknown := sorted(set(options) - {"effort"}):
+            raise UnknownNameError("option of method 'auto'", unknown[0], ["effort"])
+        return [Automatic(**options)]
     if "+" not in name:
         return parse_methods(name, dict(options))
     if options:

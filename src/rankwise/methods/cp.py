@@ -47,18 +47,18 @@ def cp_factors(geometry: Geometry, rank: Count, factors: int, bias: bool) -> lis
     return [first, *depthwise, Factor(middle, geometry.out_channels, (), geometry.groups, bias)]
 
 
-def rank_grid(layer: Layer, factors: int) -> list[int]:
-    """Up to 20 ranks, evenly spaced up to the largest that saves parameters or MACs.
+def rank_grid(layer: Layer, factors: int, points: int = _POINTS) -> list[int]:
+    """Up to ``points`` ranks, evenly spaced up to the largest that saves parameters or MACs.
 
-    8 ranks for layers of more than 400,000 weights. Multiples of 8, where there are enough of them, so
-    that ``multiple_of=8`` finds options.
+    8 ranks at most for layers of more than 400,000 weights. Multiples of 8, where there are enough of them,
+    so that ``multiple_of=8`` finds options.
     """
     params, macs = chain_cost(layer, cp_factors(layer.geometry, 1, factors, False))
     top = max((layer.weight.numel() - 1) // int(params[0]), (layer.cost.macs - 1) // max(int(macs[0]), 1), 1)
-    count = _POINTS if layer.weight.numel() < _LARGE else _POINTS_LARGE
+    count = points if layer.weight.numel() < _LARGE else min(points, _POINTS_LARGE)
     step = next((s for s in (8, 4, 2) if top >= s * count), 1)
-    points = {step * max(round(top * i / count / step), 1) for i in range(1, count + 1)}
-    return sorted(min(point, top) for point in points)
+    ranks = {step * max(round(top * i / count / step), 1) for i in range(1, count + 1)}
+    return sorted(min(rank, top) for rank in ranks)
 
 
 @register("cp")
@@ -89,6 +89,7 @@ class CP(Method):
             of the factors (error-preserving correction, for "identity" alone): helps rounding and
             fine-tuning, not accuracy.
         degenerate: offer fits whose terms cancel each other too; otherwise they are left out.
+        points: ranks offered per layer and factor count, at most.
     """
 
     summary: ClassVar[str] = "CP: pointwise, depthwise, pointwise; fitted to weights, inputs or both sides"
@@ -104,11 +105,14 @@ class CP(Method):
     effort: float = 100.0
     corrected: bool = False
     degenerate: bool = False
+    points: int = _POINTS
 
     def __post_init__(self) -> None:
         check_metric(self.metric)
         if self.factors not in (0, 3, 4):
             raise ValueError(f"factors={self.factors!r} was given; allowed are 3, 4 and 0 (both).")
+        if self.points < 1:
+            raise ValueError(f"points={self.points} was given; it must be at least 1.")
         if self.corrected and (self.metric != "identity" or self.polish == 0):
             raise ValueError(
                 f"corrected=True was given with metric={self.metric!r}, polish={self.polish}; "
@@ -141,7 +145,7 @@ class CP(Method):
         rows: list[tuple[int, int, float, float, int, int]] = []
         scale = 0.0
         for count in self._counts(layer.geometry):
-            ranks = rank_grid(layer, count)
+            ranks = rank_grid(layer, count, self.points)
             curves = [self._curve(p, ranks) for p in self._problems(layer, statistics, count)]
             params, macs = chain_cost(layer, cp_factors(layer.geometry, np.array(ranks), count, bias))
             scale = sum(curve[0].scale for curve in curves) * unit
@@ -199,7 +203,7 @@ class CP(Method):
 
     def _fit(self, layer: Layer, problem: TensorProblem, rank: int, count: int) -> CPFit:
         """The fit of ``rank`` on the curve that the candidates came from, polished."""
-        ranks = rank_grid(layer, count)
+        ranks = rank_grid(layer, count, self.points)
         if rank not in ranks:
             ranks = [r for r in ranks if r < rank] + [rank]
         fit = self._curve(problem, ranks)[ranks.index(rank)]

@@ -1,0 +1,102 @@
+"""``method="auto"``: the budget is met, held-out examples decide, and everything about it is in the plan."""
+
+import copy
+
+import pytest
+import torch
+from tests.network.skip_net import SkipNet, images
+from torch import nn
+
+import rankwise
+from rankwise.auto import EFFORTS, Automatic
+from rankwise.errors import BudgetError, RankwiseError, UnknownNameError
+from rankwise.network import model_cost
+from rankwise.plan import plan_of
+from rankwise.recovery import divergence
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return SkipNet(8).eval()
+
+
+def batches() -> list[torch.Tensor]:
+    return [images(16, seed) for seed in range(8)]
+
+
+@pytest.fixture(scope="module")
+def done() -> tuple[nn.Module, nn.Module]:
+    model = net()
+    return model, rankwise.compress(model, batches(), rankwise.Budget(macs=0.4), method="auto")
+
+
+def test_the_budget_is_met_and_the_network_is_plain(done: tuple[nn.Module, nn.Module]) -> None:
+    model, small = done
+    kept = model_cost(small, images(1)).macs / model_cost(model, images(1)).macs
+    assert 0.3 < kept <= 0.4
+    assert all(type(m).__module__.startswith(("torch.nn", "tests.")) for m in small.modules())
+
+
+def test_it_is_closer_to_the_original_than_single_methods(done: tuple[nn.Module, nn.Module]) -> None:
+    model, small = done
+    fresh = [images(64, 99)]
+    for method in ("whitened", "kfac", "svd"):
+        other = rankwise.compress(model, batches(), rankwise.Budget(macs=0.4), method=method)
+        assert divergence(small, model, fresh) < divergence(other, model, fresh)
+
+
+def test_the_plan_tells_what_was_measured(done: tuple[nn.Module, nn.Module], tmp_path: object) -> None:
+    small = done[1]
+    plan = plan_of(small)
+    (settings,) = plan.settings
+    assert settings["methods"] == [{"name": "auto", "effort": "normal"}]
+    assert settings["recovery"] == ["closed-form"]
+    assert settings["chosen"] in settings["held_out_divergence"]
+    best = settings["held_out_divergence"]
+    assert best[settings["chosen"]] == min(best.values())
+    assert len({edit.method for edit in plan.changes()}) >= 1
+    path = f"{tmp_path}/small.safetensors"
+    rankwise.save(small, path)
+    again = rankwise.load(path, net())
+    x = images(3, 5)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(x), small.eval()(x))
+
+
+def test_the_original_is_left_alone_and_the_same_seed_gives_the_same_network() -> None:
+    model = net()
+    kept = copy.deepcopy(model.state_dict())
+    method = Automatic(effort="fast")
+    made = [rankwise.compress(model, batches(), rankwise.Budget(params=0.5), method=method) for _ in range(2)]
+    assert all(torch.equal(v, kept[n]) for n, v in model.state_dict().items())
+    states = [m.state_dict() for m in made]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(v, states[1][n]) for n, v in states[0].items())
+
+
+def test_without_data_the_weights_decide() -> None:
+    small = rankwise.compress(
+        net(), None, rankwise.Budget(params=0.6), method="auto", example=images(1), recovery=()
+    )
+    assert sum(p.numel() for p in small.parameters()) <= 0.6 * sum(p.numel() for p in net().parameters())
+
+
+def test_networks_without_classes_are_compared_by_squared_differences() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(256, 1)
+    )
+    data = [images(16, seed) for seed in range(8)]
+    small = rankwise.compress(model.eval(), data, rankwise.Budget(macs=0.5), method=Automatic("fast"))
+    plain = rankwise.compress(model, data, rankwise.Budget(macs=0.5), method="svd")
+    assert divergence(small, model, [images(64, 9)]) < divergence(plain, model, [images(64, 9)])
+
+
+def test_bad_wishes_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="effort"):
+        Automatic(effort="norml")
+    with pytest.raises(RankwiseError, match="auto"):
+        rankwise.compress(net(), batches(), rankwise.Budget(macs=0.5), method=["auto", "svd"])
+    with pytest.raises(BudgetError, match="smallest reachable"):
+        rankwise.compress(net(), batches(), rankwise.Budget(params=0.001), method=Automatic("fast"))
+    assert list(EFFORTS) == ["fast", "normal", "thorough"]
