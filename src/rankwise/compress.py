@@ -54,7 +54,7 @@ class Settings:
 
     method: MethodLike | Sequence[MethodLike] = "whitened"
     allocator: AllocatorLike = "knapsack"
-    recovery: Sequence[RecoveryLike] | None = None
+    recovery: Sequence[RecoveryLike] = ()
     include: Patterns | None = None
     exclude: Patterns | None = None
     overrides: Mapping[str, Mapping[str, Any]] | None = None
@@ -82,7 +82,7 @@ class Settings:
         given = cls(**options)
         if isinstance(given.recovery, (str, NamedRecovery)):
             given = replace(given, recovery=(given.recovery,))
-        for recovery in given.recovery or ():
+        for recovery in given.recovery:
             _recovery(recovery)
         if isinstance(given.allocator, str):
             given = replace(given, allocator=get_allocator(given.allocator))
@@ -104,13 +104,6 @@ class Settings:
         found = [] if self.recipe else [m for m in _methods(self.method) if isinstance(m, Automatic)]
         return found[0] if found else None
 
-    @property
-    def recoveries(self) -> Sequence[RecoveryLike]:
-        """What is done after surgery; by default the closed-form refit that is a part of "auto"."""
-        if self.recovery is None:
-            return ("closed-form",) if self.automatic else ()
-        return self.recovery
-
     def stage(
         self, limits: Mapping[str, int], watch: Stopwatch, timed: Timed | None = None
     ) -> Factorisation | Narrowing | AutoStage:
@@ -123,8 +116,7 @@ class Settings:
             "max_memory": self.max_memory, "progress": self.progress, "watch": watch, "timed": timed,
         }  # fmt: skip
         if self.automatic:
-            refit = "closed-form" in self.recoveries
-            return AutoStage(effort=self.automatic.effort, refit=refit, **common)
+            return AutoStage(effort=self.automatic.effort, **common)
         chosen = _methods(self.method)
         channels = [method for method in chosen if isinstance(method, ChannelMethod)]
         if channels and len(chosen) > 1:
@@ -145,7 +137,7 @@ class Settings:
             "methods": [{"name": m.name, **m.config()} for m in _methods(self.method)],
             "allocator": {"name": solver.name, **solver.config()},
             "budget": budget.as_dict(),
-            "recovery": _names(self.recoveries),
+            "recovery": _names(self.recovery),
             "seed": self.seed,
         }
 
@@ -157,7 +149,7 @@ def compress(
     *,
     method: MethodLike | Sequence[MethodLike] = "whitened",
     allocator: AllocatorLike = "knapsack",
-    recovery: Sequence[RecoveryLike] | None = None,
+    recovery: Sequence[RecoveryLike] = (),
     example: Any = None,
     include: Patterns | None = None,
     exclude: Patterns | None = None,
@@ -181,8 +173,8 @@ def compress(
             other, the budget split between them as agrees most with ``model`` on the calibration data.
         allocator: a name out of ``rankwise.allocation.allocators()`` or a configured one.
         recovery: what is done after surgery, in order: names out of ``rankwise.recovery.recoveries()``, or
-            :class:`rankwise.recovery.NamedRecovery`, a function with its name. By default nothing, and
-            for "auto" the closed-form refit.
+            :class:`rankwise.recovery.NamedRecovery`, a function with its name. The
+            closed-form refit is a part of "auto" already.
         example: one batch to count cost with; by default the first calibration batch.
         include: globs or regular expressions of the layers that may change; None means all.
         exclude: the same for those that must not; wins over ``include``.
@@ -254,9 +246,7 @@ def compression(
             cost = replace(cost, latency=timed.begin(work) if timed else 0)
         stage = settings.stage(budget.limits(original), watch, timed)
         edits = (*folded, *stage.run_(work, reference, example, calibration, cost))
-        done = ("closed-form",) if isinstance(stage, AutoStage) and stage.refit else ()
-        left = [recovery for recovery in settings.recoveries if recovery not in done]
-        compressed = _recover(work, reference, calibration, left, edits, watch)
+        compressed = _recover(work, reference, calibration, settings.recovery, edits, watch)
     final = _checked(work, example, budget, original, timed)
     notes = settings.as_dict(budget) | ({"latency": timed.report()} if timed else {}) | stage.notes
     step = Plan(edits, original.as_dict(), final.as_dict(), (notes,))
@@ -333,11 +323,11 @@ def _recipe(
     reference = duplicate(model)
     if settings.fold_batchnorm:
         _fold_(reference, example, original, settings)
-    compressed = _recover(work, reference, calibration, settings.recoveries, edits, watch)
+    compressed = _recover(work, reference, calibration, settings.recovery, edits, watch)
     final = _checked(work, example, budget, original)
     tried = {f"{share:g}": round(value, 6) for share, value in agreement.items()}
     note = {
-        "recipe": recipe, "budget": budget.as_dict(), "recovery": _names(settings.recoveries),
+        "recipe": recipe, "budget": budget.as_dict(), "recovery": _names(settings.recovery),
         "agreement": tried,
     }  # fmt: skip
     step = Plan(edits, original.as_dict(), final.as_dict(), (*after.settings[len(before.settings) :], note))

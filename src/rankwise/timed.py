@@ -66,7 +66,7 @@ class Timed:
         self.original = round(1e9 * float(typical(seconds)[0]))
         self.asked = budget.share(self.original / 1e9)
         self._base = (self.original, 1.0)
-        self._settled: Settled[Any] | None = None
+        self.settled: Settled[Any] | None = None
 
     def begin(self, work: nn.Module) -> int:
         """Nanoseconds of ``work``, the network that is compressed: the original, or one folded before."""
@@ -118,7 +118,7 @@ class Timed:
             return self.share(shaped(choice))
 
         whole, share = self._base
-        self._settled = found = settle(
+        self.settled = found = settle(
             lambda limit: choose({**limits, "latency": limit}),
             predict, measure, self.asked, min(least, whole), whole, share,
         )  # fmt: skip
@@ -147,14 +147,14 @@ class Timed:
             "clock": Clock(self.target).counts,
             **self.target.machine(),
         }
-        if self._settled is not None:
-            found["predicted"] = round(self._settled.last.predicted / self.original, 4)
+        if self.settled is not None:
+            found["predicted"] = round(self.settled.last.predicted / self.original, 4)
             found["rounds"] = [
                 {
                     "limit": round(trial.limit / self.original, 4),
                     "predicted": round(trial.predicted / self.original, 4),
                     "measured": round(trial.measured, 4),
                 }
-                for trial in self._settled.rounds
+                for trial in self.settled.rounds
             ]
         return found

@@ -50,7 +50,6 @@ def test_the_plan_tells_what_was_measured(done: tuple[nn.Module, nn.Module], tmp
     plan = plan_of(small)
     (settings,) = plan.settings
     assert settings["methods"] == [{"name": "auto", "effort": "normal"}]
-    assert settings["recovery"] == ["closed-form"]
     assert settings["chosen"] in settings["held_out_divergence"]
     best = settings["held_out_divergence"]
     assert best[settings["chosen"]] == min(best.values())
@@ -75,9 +74,7 @@ def test_the_original_is_left_alone_and_the_same_seed_gives_the_same_network() -
 
 
 def test_without_data_the_weights_decide() -> None:
-    small = rankwise.compress(
-        net(), None, rankwise.Budget(params=0.6), method="auto", example=images(1), recovery=()
-    )
+    small = rankwise.compress(net(), None, rankwise.Budget(params=0.6), method="auto", example=images(1))
     assert sum(p.numel() for p in small.parameters()) <= 0.6 * sum(p.numel() for p in net().parameters())
 
 

@@ -21,6 +21,7 @@ class Effort:
         examples: calibration examples that measurements and the search look at.
         rounds: rounds of the local search on the joint divergence.
         finalists: allocations that are refitted, of which held-out examples choose one.
+        narrow: whether narrower channels compete with them; under a latency budget they always do.
     """
 
     cp: float
@@ -32,6 +33,7 @@ class Effort:
     examples: int
     rounds: int
     finalists: int
+    narrow: bool = False
 
     def methods(self, metric: Literal["two_sided", "input"]) -> list[Method]:
         """The competing methods, with errors in one unit: loss for "two_sided", output for "input"."""
@@ -46,7 +48,9 @@ class Effort:
 EFFORTS = {
     "fast": Effort(5.0, 3, 8, 2, (), points=0, examples=256, rounds=0, finalists=1),
     "normal": Effort(20.0, 0, 10, 5, ("tucker2",), points=3, examples=256, rounds=2, finalists=2),
-    "thorough": Effort(100.0, 0, 20, 30, ("tucker2", "alds"), points=5, examples=512, rounds=8, finalists=3),
+    "thorough": Effort(
+        100.0, 0, 20, 30, ("tucker2", "alds"), points=5, examples=512, rounds=8, finalists=3, narrow=True
+    ),
 }
 
 

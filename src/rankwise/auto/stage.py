@@ -1,7 +1,7 @@
 """The stage behind ``method="auto"``: list, measure, allocate, search, build, refit, decide."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -11,15 +11,17 @@ from rankwise.allocation import Table
 from rankwise.auto.effort import Effort, get_effort
 from rankwise.auto.search import Joint, Selection, refine
 from rankwise.auto.sensitivity import Probe, measured, some_examples
+from rankwise.errors import BudgetError
 from rankwise.factorise import Batches, Factorisation, Options, Survey
 from rankwise.methods import get_method
+from rankwise.narrow import Narrowing
 from rankwise.network import Cost
 from rankwise.network.batches import forward, output_tensor
 from rankwise.network.state import duplicate, evaluating
-from rankwise.plan import Edit
+from rankwise.plan import Edit, outputs_left
 from rankwise.recovery import divergence, refit_
 from rankwise.recovery.divergence import has_classes
-from rankwise.recovery.holdout import hold_out
+from rankwise.recovery.holdout import Part, hold_out
 from rankwise.stage import Stage
 
 
@@ -31,6 +33,7 @@ class Finalist:
     model: nn.Module
     edits: list[Edit]
     divergence: float
+    settled: Any = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -39,11 +42,9 @@ class AutoStage(Stage):
 
     Args:
         effort: "fast", "normal" or "thorough".
-        refit: end with the closed-form refit, which is also what allocations are compared by.
     """
 
     effort: str = "normal"
-    refit: bool = True
 
     def run_(
         self, work: nn.Module, original: nn.Module, example: Any, batches: Batches | None, cost: Cost
@@ -61,28 +62,52 @@ class AutoStage(Stage):
             return self._stage(methods).run_(work, original, example, None, cost)
         fit, held = hold_out(batches)
         level = get_effort(self.effort)
-        stage = self._stage(level.methods("two_sided" if _classes(original, example) else "input"))
-        survey = stage.survey(original, example, fit.batches)
-        if not survey.options:
-            return stage.realise_(work, original, fit.batches, survey, stage.allocate([], cost, stage.limits))
-        found = self._search(stage, survey, level, original, fit, cost)
-        finalists = [self._finalist(stage, *one, original, fit.batches, held) for one in found]
+        finalists: list[Finalist] = []
+        failures: list[BudgetError] = []
+        ways = [self._factorised]
+        if self.timed is not None or level.narrow:
+            ways.append(self._narrowed)
+        for way in ways:
+            try:
+                finalists += way(original, example, fit, held, cost, level)
+            except BudgetError as failure:
+                failures.append(failure)
+        if not finalists:
+            raise failures[0]
         best = min(finalists, key=lambda one: one.divergence)
         _adopt_(work, best)
+        if self.timed is not None:
+            self.timed.settled = best.settled
         self.notes = {
-            "effort": self.effort,
             "chosen": best.name,
             "held_out_divergence": {one.name: round(one.divergence, 6) for one in finalists},
         }
         return best.edits
 
+    def _factorised(
+        self, original: nn.Module, example: Any, fit: Part, held: Part, cost: Cost, level: Effort
+    ) -> list[Finalist]:
+        """The best mixtures of factorisations."""
+        stage = self._stage(level.methods("two_sided" if _classes(original, example) else "input"))
+        survey = stage.survey(original, example, fit.batches)
+        found = self._search(stage, survey, level, original, fit, cost)
+        return [self._finalist(stage, *one, original, fit.batches, held) for one in found]
+
+    def _narrowed(
+        self, original: nn.Module, example: Any, fit: Part, held: Part, cost: Cost, level: Effort
+    ) -> list[Finalist]:
+        """Narrower channels by interpolative decomposition, which are faster wherever MACs are not."""
+        model = duplicate(original)
+        stage = Narrowing(method=get_method("interpolative"), **self._common())
+        edits = stage.run_(model, original, example, fit.batches, cost)
+        return [self._refitted("narrowed", model, original, edits, fit.batches, held)]
+
+    def _common(self) -> dict[str, Any]:
+        """The settings that every stage has."""
+        return {f.name: getattr(self, f.name) for f in fields(Stage) if f.name != "notes"}
+
     def _stage(self, methods: Sequence[Any]) -> Factorisation:
-        return Factorisation(
-            methods=methods, max_memory=self.max_memory, allocator=self.allocator, limits=self.limits,
-            include=self.include, exclude=self.exclude, overrides=self.overrides, 
-            multiple_of=self.multiple_of, min_rank=self.min_rank, seed=self.seed,
-            progress=self.progress, watch=self.watch,
-        )  # fmt: skip
+        return Factorisation(methods=methods, **self._common())
 
     def _search(
         self,
@@ -90,7 +115,7 @@ class AutoStage(Stage):
         survey: Survey,
         level: Effort,
         original: nn.Module,
-        fit: Iterable[Any],
+        fit: Part,
         cost: Cost,
     ) -> list[tuple[str, Survey, Selection]]:
         """The best allocations found, by their joint divergence before any refit."""
@@ -98,6 +123,8 @@ class AutoStage(Stage):
         def allocate(tables: Sequence[Table]) -> Selection:
             return tuple(stage.allocate(list(tables), cost, stage.limits))
 
+        if not survey.options or (self.timed is not None and level.points == 0):
+            return [("predicted", survey, tuple(stage.choose(original, survey, cost)))]
         predicted = allocate([o.table for o in survey.options])
         if level.points == 0:
             return [("predicted", survey, predicted)]
@@ -107,6 +134,9 @@ class AutoStage(Stage):
             offered = [(o.layer, offers_of(o)) for o in survey.options]
             known = measured(probe, offered, survey.statistics, level.points, self.progress)
             single = replace(survey, options=stage.tabulate(known))
+
+        if self.timed is not None:
+            return [("measured", single, tuple(stage.choose(original, single, cost)))]
 
         def build(options: Options, index: int) -> nn.Module:
             method, choice = options.pick(index)
@@ -125,14 +155,25 @@ class AutoStage(Stage):
 
     def _finalist(
         self, stage: Factorisation, name: str, survey: Survey, selection: Selection,
-        original: nn.Module, batches: Batches, held: Iterable[Any],
+        original: nn.Module, batches: Batches, held: Part,
     ) -> Finalist:  # fmt: skip
         model = duplicate(original)
         edits = stage.realise_(model, original, batches, survey, selection)
-        if self.refit:
-            with self.watch("refit"):
-                refit_(model, original, batches)
-        return Finalist(name, model, edits, divergence(model, original, held))
+        return self._refitted(name, model, original, edits, batches, held)
+
+    def _refitted(
+        self,
+        name: str,
+        model: nn.Module,
+        original: nn.Module,
+        edits: list[Edit],
+        batches: Batches,
+        held: Part,
+    ) -> Finalist:
+        with self.watch("refit"):
+            refit_(model, original, batches, outputs_left(original, edits))
+        settled = None if self.timed is None else self.timed.settled
+        return Finalist(name, model, edits, divergence(model, original, held), settled)
 
 
 def offers_of(options: Options) -> list[tuple[Any, Any]]:
