@@ -55,6 +55,7 @@ def test_compress_evaluate_and_compare_on_embedded_data(run: Run, tmp_path: Path
     assert first.returncode == 0, first.stderr
     metrics = json.loads(first.stdout)
     assert {"original", "compressed", "seconds"} <= metrics.keys()
+    assert metrics["command"].startswith("rankwise compress digits_cnn") and metrics["versions"]["torch"]
     assert metrics["compressed"]["macs_fraction"] <= 0.6
     assert {"calibrate", "decompose", "allocate", "evaluate"} <= metrics["seconds"].keys()
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [

@@ -1,5 +1,7 @@
 """The commands that make and judge networks: compress, evaluate, compare, plan, apply."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,7 +89,7 @@ def compress(
     run = _run(model, data, weights, method, method_option, allocator, allocator_option, budget, recover,
                calibration, seed, include, exclude, multiple_of, max_memory, fold_batchnorm)  # fmt: skip
     with progress_bars(quiet=json) as progress:
-        metrics = execute(run, out, progress)
+        metrics = execute(run, out, progress, shlex.join(["rankwise", *sys.argv[1:]]))
     page = "" if out is None else write_page_beside(out)
     if json:
         print_json(metrics)

@@ -11,12 +11,16 @@ from rankwise.compress import Compression, compression
 from rankwise.data import DataSet, load_data
 from rankwise.errors import RankwiseError
 from rankwise.evaluation import Comparison, Evaluation, compare, evaluate
+from rankwise.experiments import machine
 from rankwise.experiments.recovering import Recovering
 from rankwise.experiments.variants import methods_of
 from rankwise.files import json_text, write_text
 from rankwise.io import load, read_plan, save
 from rankwise.models import LoadedModel, load_model
+from rankwise.network import Cost
+from rankwise.network.digest import digest
 from rankwise.progress import Progress, silent
+from rankwise.results import FORMAT, VERSION
 
 MODEL_FILE, PLAN_FILE, METRICS_FILE = "model.safetensors", "plan.json", "metrics.json"
 
@@ -57,13 +61,18 @@ def beside(
 
     Compressed is what came before recovery, recovered what came after it; both with the fractions kept.
     """
-    original, final = done.original.as_dict(), done.final.as_dict()
+    original, final = _costs(done.original), _costs(done.final)
     cost = {**final, **{f"{name}_fraction": final[name] / original[name] for name in final}}
     stages = {
         "original": {**both.a.to_json(), **original},
         "compressed": {**both.b.to_json(), **cost},
     }
     return stages if recovered is None else {**stages, "recovered": {**recovered.to_json(), **cost}}
+
+
+def _costs(cost: Cost) -> dict[str, int]:
+    """Every cost that is known; ``latency`` in nanoseconds, where the budget was one of time."""
+    return cost.as_dict() | ({"latency": cost.latency} if cost.latency else {})
 
 
 def compress_run(
@@ -101,11 +110,14 @@ def _architecture(run: Run) -> dict[str, str]:
     return {"model": run.model} if run.weights is None else {"model": run.model, "weights": run.weights}
 
 
-def execute(run: Run, out: Path | None = None, progress: Progress = silent) -> dict[str, Any]:
+def execute(
+    run: Run, out: Path | None = None, progress: Progress = silent, command: str = ""
+) -> dict[str, Any]:
     """Compress, recover and evaluate; with ``out`` also save the model, the plan and the metrics there.
 
     Returns the metrics: ``original``, ``compressed`` and, with a recovery, ``recovered`` (accuracy,
-    agreement and cost; the last also the ``seconds`` of each recovery), and ``seconds``.
+    agreement and cost; the last also the ``seconds`` of each recovery), ``seconds``, and how they were made:
+    ``command`` (what was typed), versions and hardware.
     """
     loaded, data = prepare(run)
     test = data.testing().batches(run.batch_size)
@@ -116,14 +128,22 @@ def execute(run: Run, out: Path | None = None, progress: Progress = silent) -> d
     recovered = evaluate(done.model, test, loaded.module) if run.recovery else None
     seconds = {**done.seconds, "evaluate": time.perf_counter() - start}
     metrics: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
         "model": run.model,
         "data": run.data,
         "method": run.method,
+        "method_options": run.method_options,
         "allocator": run.allocator,
+        "allocator_options": run.allocator_options,
         "budget": Budget.parse(run.budget).as_dict(),
         "seed": run.seed,
         **beside(done, both, recovered),
         "seconds": seconds,
+        "versions": machine.versions(),
+        "hardware": machine.hardware(),
+        "weights": digest(loaded.module),
+        "command": command,
     }
     if "latency" in done.plan.settings[-1]:
         metrics["latency"] = done.plan.settings[-1]["latency"]
