@@ -38,8 +38,8 @@ from torch_pruning_peer import pruner
 
 Row = dict[str, Any]
 Finish = Callable[[nn.Module, Any], nn.Module]
-AGAIN = Effort(least=15, most=60, seconds=10.0)
-SEARCH = Effort(least=7, most=40, seconds=3.0)
+AGAIN = Effort(least=15, most=400, seconds=10.0)
+SEARCH = Effort(least=9, most=200, seconds=3.0)
 NETWORKS = (
     "cifar10_resnet20,torchvision:resnet18,torchvision:resnet50,torchvision:mobilenet_v2,torchvision:vgg16"
 )

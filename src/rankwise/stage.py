@@ -7,7 +7,7 @@ from typing import Any
 from rankwise.allocation import Allocator
 from rankwise.network.names import Patterns
 from rankwise.progress import Progress, Stopwatch, silent
-from rankwise.timed import Timed
+from rankwise.timed import Timed, rough
 
 
 @dataclass(eq=False, kw_only=True)
@@ -31,3 +31,7 @@ class Stage:
     progress: Progress = silent
     watch: Stopwatch = field(default_factory=Stopwatch)
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.timed is not None:
+            self.allocator = rough(self.allocator)

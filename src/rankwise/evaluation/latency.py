@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.utils.benchmark import Timer
 
 
-EFFORT = Effort(least=7, most=60, seconds=6.0)
+EFFORT = Effort(least=9, most=300, seconds=6.0)
 
 
 @dataclass(frozen=True)
