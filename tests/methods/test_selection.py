@@ -1,12 +1,18 @@
 """Folding: the consumer of the kept channels is the consumer of their prediction of all channels."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from rankwise.budget import Budget
+from rankwise.compress import compress
+from rankwise.methods import get_method
 from rankwise.methods.selection.folding import fold, has_exact_intercept, refitted, regressed
 from rankwise.network import find_layers
 from rankwise.network.select import narrow_
@@ -33,12 +39,15 @@ def _mixed(x: torch.Tensor, table: torch.Tensor, dim: int, slots: int) -> torch.
 
 
 @pytest.mark.parametrize(("build", "shape", "dim", "slots"), CONSUMERS)
+@given(st.integers(0, 10_000), st.sets(st.integers(0, 5), min_size=1))
+@settings(max_examples=10)
 def test_folded_net_is_the_net_on_the_prediction(
-    build: Any, shape: tuple[int, ...], dim: int, slots: int
+    build: Any, shape: tuple[int, ...], dim: int, slots: int, seed: int, chosen: set[int]
 ) -> None:
+    torch.manual_seed(seed)
     module, x = build().double(), torch.randn(shape).double()
     (layer,) = find_layers(nn.Sequential(module), x)
-    kept, table = [0, 2, 5], torch.randn(3, 6).double()
+    kept, table = sorted(chosen), torch.randn(len(chosen), 6).double()
     inputs = [c * slots + s for c in kept for s in range(slots)]
     seen = x.index_select(dim, torch.tensor(inputs))
     expected = module(_mixed(seen, table, dim, slots))
@@ -77,6 +86,24 @@ def test_regression_on_patches_finds_the_original_weights(
     new = regressed(Intake(layer), found, 0.0, True)
     narrow_(other, fold=new)
     torch.testing.assert_close(other(x), original(x))
+
+
+@given(st.integers(0, 10_000), st.permutations(range(6)))
+@settings(max_examples=15)
+def test_the_same_network_comes_out_whatever_the_order_of_its_channels(seed: int, order: list[int]) -> None:
+    """Permuting the channels of a group, in producer and consumer, permutes what stays and no output."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 3)).double().eval()
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other[0].weight.copy_(net[0].weight[order])
+        other[0].bias.copy_(net[0].bias[order])
+        other[2].weight.copy_(net[2].weight[:, order])
+    data = [torch.randn(8, 2, 8, 8).double()]
+    for selector in ("output", "cholesky", "rrqr", "norm"):
+        method = get_method("interpolative", selector=selector)
+        small, again = (compress(n, data, Budget(macs=0.7), method=method) for n in (net, other))
+        torch.testing.assert_close(again(data[0]), small(data[0]), rtol=1e-6, atol=1e-9)
 
 
 def test_where_an_intercept_is_exact() -> None:
