@@ -38,14 +38,16 @@ def _kill_a_child(out: Path, killed: list[int]) -> None:
             killed.append(child)
 
 
-def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
+def test_processes_give_what_one_gives_also_when_one_dies(tmp_path: Path) -> None:
     given, killed = experiment(), []
     trials = trials_of(given, tmp_path)
-    killer = threading.Thread(target=_kill_a_child, args=(tmp_path, killed))
+    killer = threading.Thread(target=_kill_a_child, args=(tmp_path / "two", killed))
     killer.start()
-    state = run_experiment(given, trials, tmp_path, Local(2))
+    state = run_experiment(given, trials, tmp_path / "two", Local(2))
     killer.join()
     assert len(state.finished) == len(trials) and len(killed) == 1
+    run_experiment(given, trials, tmp_path / "one", Local(1))
+    assert figures(trials, tmp_path / "two") == figures(trials, tmp_path / "one")
 
 
 def test_errors_travel_between_processes(tmp_path: Path) -> None:
