@@ -1,10 +1,10 @@
 """Runs jobs that are killed at chosen moments and started again; a script, so that it can fork cheaply.
 
-``python -m tests.recovery.killed FOLDER JOB MOMENT...``: each job is run once without interruption into
-FOLDER/whole, and then in FOLDER/cut, killed (SIGKILL) at each MOMENT in turn and started again, and at
-last run to its end. A moment is ``step:N`` (after the N-th step from its start), or ``write:N`` (in the
-middle of writing the N-th checkpoint). Prints one JSON line: the exit statuses, and whether the final
-weights are the same bit for bit.
+``python -m tests.recovery.killed FOLDER JOB,JOB MOMENT...``: each job is run once without interruption
+into FOLDER/JOB/whole, and then in FOLDER/JOB/cut, killed (SIGKILL) at each MOMENT in turn and started
+again, and at last run to its end. A moment is ``step:N`` (after the N-th step from its start), or
+``write:N`` (in the middle of writing the N-th checkpoint). Prints one JSON line: per job the exit
+statuses, and whether the final weights are the same bit for bit.
 """
 
 import json
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,58 @@ def adamw(out: Path, progress: Callable[[str, int, int], None]) -> torch.nn.Modu
     return finetune(out, progress, optimizer="adamw", lr=None, trial=3, schedule="multistep")
 
 
-JOBS: dict[str, Callable[..., torch.nn.Module]] = {"sgd": finetune, "adamw": adamw}
+def staged(out: Path, progress: Callable[[str, int, int], None], stages: Any) -> torch.nn.Module:
+    from rankwise.recovery.training import FineTuning
+    from rankwise.schedule import Schedule
+
+    train, validation = batches(size=50, train=150)
+    plan = Schedule(stages=stages, training=FineTuning(epochs=1, lr=0.02, freeze_batchnorm=True))
+    inputs = [x for x, _ in train.split.batches(50)]
+    return plan.run(network(), inputs, train, validation, out=out, progress=progress)[-1]
+
+
+def alternation(out: Path, progress: Callable[[str, int, int], None]) -> torch.nn.Module:
+    from rankwise import Budget
+    from rankwise.recovery.training import FineTuning
+    from rankwise.schedule import Alternation
+
+    train, validation = batches(size=50, train=150)
+    plan = Alternation(
+        budget=Budget(params=0.6), rounds=2, finish=1, mu=0.1, training=FineTuning(epochs=1, lr=0.02)
+    )
+    example = next(iter(train))[0]
+    return plan.run(network(), train, validation, example=example, out=out, progress=progress).model
+
+
+def schedules(kind: str) -> Callable[..., torch.nn.Module]:
+    def job(out: Path, progress: Callable[[str, int, int], None]) -> torch.nn.Module:
+        from rankwise import schedule
+
+        listed = {
+            "one-shot": schedule.one_shot(0.6, 2),
+            "iterative": schedule.iterative(0.5, 1, step=0.7),
+            "cascade": schedule.cascade([0.8, 0.6], 1),
+            "retrain-sweep": schedule.retrain_sweep(0.6, [1, 2]),
+        }
+        return staged(out, progress, listed[kind])
+
+    return job
+
+
+JOBS: dict[str, Callable[..., torch.nn.Module]] = {
+    "sgd": finetune,
+    "adamw": adamw,
+    "alternation": alternation,
+    **{kind: schedules(kind) for kind in ("one-shot", "iterative", "cascade", "retrain-sweep")},
+}
+
+
+def schedules_checkpoint_often() -> None:
+    """Let schedules write a checkpoint after every step."""
+    from rankwise import schedule
+    from rankwise.recovery.finetune import finetune
+
+    schedule.finetune = partial(finetune, checkpoint_seconds=-1.0)
 
 
 def run(job: str, out: Path, moment: str | None) -> None:
@@ -61,6 +113,7 @@ def run(job: str, out: Path, moment: str | None) -> None:
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
+    schedules_checkpoint_often()
     checkpoint.torch.save = half  # type: ignore[attr-defined] # the module's torch
     torch.set_num_threads(1)
     model = JOBS[job](out, progress)
@@ -75,15 +128,15 @@ def attempt(job: str, out: Path, moment: str | None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main(folder: Path, job: str, moments: list[str]) -> None:
-    (folder / "whole").mkdir()
-    (folder / "cut").mkdir()
+def interrupted(folder: Path, job: str, moments: list[str]) -> dict[str, Any]:
+    for name in ("whole", "cut"):
+        (folder / name).mkdir(parents=True)
     codes = [attempt(job, folder / "whole", None)]
     codes += [attempt(job, folder / "cut", moment) for moment in [*moments, None]]
     files = [folder / name / "final.safetensors" for name in ("whole", "cut")]
-    same = all(f.exists() for f in files) and files[0].read_bytes() == files[1].read_bytes()
-    print(json.dumps({"codes": codes, "same": same}))
+    return {"codes": codes, "same": files[0].read_bytes() == files[1].read_bytes()}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    where, jobs, *when = sys.argv[1:]
+    print(json.dumps({job: interrupted(Path(where) / job, job, when) for job in jobs.split(",")}))

@@ -256,7 +256,8 @@ class _Run:
                    "train_loss": self.sums[0] / max(1.0, self.sums[1]), **found,
                    "seconds": now - self.clock}  # fmt: skip
             self.clock = now
-            if self._goodness(row) > self._goodness(self.history[self.best]):
+            better = self._goodness(row) > self._goodness(self.history[self.best])
+            if better or not self.settings.keep_best:
                 self.best, self.best_tensors = self.epoch, self._values()
         self.history.append(row)
         self._open_epoch()

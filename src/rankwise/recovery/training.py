@@ -50,6 +50,8 @@ class FineTuning:
             validated and returned; 0 keeps none.
         clip: largest norm of the gradient of all parameters; None does not clip.
         freeze_batchnorm: leave the running statistics of BatchNorm as they are.
+        keep_best: return the epoch that does best on the validation data, the start included; otherwise
+            the last.
         task: "classification" or "language"; by default by the number of output dimensions.
         seed: of dropout and of everything else drawn from the global generators.
 
@@ -73,6 +75,7 @@ class FineTuning:
     ema: float = 0.0
     clip: float | None = 2.0
     freeze_batchnorm: bool = False
+    keep_best: bool = True
     task: Task | None = None
     seed: int = 0
 
