@@ -12,7 +12,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -138,5 +140,8 @@ def interrupted(folder: Path, job: str, moments: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    for slow in ("lightning_fabric", "torch.utils.tensorboard", "rankwise.schedule"):
+        with suppress(ImportError):
+            import_module(slow)  # once, before the forks
     where, jobs, *when = sys.argv[1:]
     print(json.dumps({job: interrupted(Path(where) / job, job, when) for job in jobs.split(",")}))

@@ -29,7 +29,10 @@ def recompose(model: nn.Module, original: nn.Module) -> nn.Module | None:
         bias = parts[-1].bias
         if (bias is None) != (place.bias is None):
             return None
-        compose, weights = linear_map(own, geometry)
+        found = linear_map(own, geometry)
+        if found is None:
+            return None
+        compose, weights = found
         store_kernel_(place, compose(weights))
         if isinstance(bias, torch.Tensor) and isinstance(place.bias, torch.Tensor):
             with torch.no_grad():
