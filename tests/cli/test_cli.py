@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.report.synthetic import write_results
+from tests.report.synthetic import write_json, write_results
 
 from rankwise.cli import console
 from rankwise.cli.main import main
@@ -252,4 +253,8 @@ def test_report_writes_the_page_and_names_what_it_cannot_read(run: Run, tmp_path
 def test_report_of_nothing_is_an_error(run: Run, tmp_path: Path) -> None:
     assert run("report", str(tmp_path)).returncode == 1
     assert "No trials under" in run("report", str(tmp_path)).stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        write_json(tmp_path / "metrics.json", {"failed": "no"})
+        given = run("report", str(tmp_path), "--watch", "--port", str(taken.getsockname()[1]))
+        assert given.returncode == 1 and "cannot be had" in given.stderr
     assert "one or the other" in run("report", str(tmp_path), "--watch", "--json").stderr

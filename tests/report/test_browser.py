@@ -273,6 +273,31 @@ def test_one_compression_alone(browser: Browser, tmp_path: Path) -> None:
     assert browser.requests() == [f"file://{page}"] and browser.complaints() == []
 
 
+def test_predicted_trade_off_spectra_and_latency(browser: Browser, tmp_path: Path) -> None:
+    predicted = [{"params_fraction": f, "macs_fraction": f + 0.1, "kl": 1 - f} for f in (0.8, 0.4)]
+    write_results(
+        tmp_path, ["svd"], [0.5], 1, tradeoff=predicted, spectra={"conv1": [4.0, 2.0, 1.0], "other": [1.0]}
+    )
+    file = tmp_path / "trials" / "0000" / "metrics.json"
+    metrics = json.loads(file.read_text())
+    metrics["original"]["latency"], metrics["compressed"]["latency"] = 2_000_000, 1_500_000
+    metrics["layers"][0]["choice"] = {"rank": 2}
+    write_json(file, metrics)
+    browser.open(f"file://{write_page(read_study(file))}")
+
+    def drawn(chart: str) -> list[list[tuple[float, float]]]:
+        found = browser.js(
+            "return document.getElementById(arguments[0]).data.map((t) => [[...t.x], [...t.y]])", chart
+        )
+        return [list(zip(x, y, strict=True)) for x, y in found]
+
+    line, measured = drawn("prediction-chart")
+    assert close(line, [(40, 0.6), (80, 0.2)]) and len(measured) == 1
+    assert drawn("spectra-chart") == [[(1, 1), (2, 0.5), (3, 0.25)], [(2, 0.5)], [(1, 1)]]
+    assert "75.00 %latency kept" in browser.js("return document.getElementById('tiles').textContent")
+    assert browser.complaints() == []
+
+
 def test_the_served_page_follows_the_sweep(browser: Browser, tmp_path: Path) -> None:
     write_results(tmp_path, ["svd"], [0.5, 0.8], 1)
     with Server(tmp_path) as server:

@@ -59,7 +59,13 @@ def report(
 
 
 def _serve(path: Path, port: int) -> None:
-    with Server(path, port) as server:
+    try:
+        server = Server(path, port)
+    except OSError as error:
+        raise RankwiseError(
+            f"--port {port} was given, and cannot be had: {error.strerror}; allowed is a free port, or 0."
+        ) from error
+    with server:
         typer.echo(f"the page is at {server.url} until Ctrl-C")
         try:
             server.serve_forever()

@@ -35,7 +35,8 @@ def content(study: Study, without: Sequence[str] = ()) -> dict[str, Any]:
     ``without`` names the :data:`DETAILS` of trials to leave out.
     """
     networks, drawn = curves(study.trials)
-    first: Json = study.experiments[0] if study.experiments else {}
+    titles = _distinct(experiment.get("title") for experiment in study.experiments)
+    first: Json = study.experiments[0] if len(titles) == 1 else {}
     names = Names()  # of layers, choices and classes
     curve_of = {member: at for at, curve in enumerate(drawn) for member in curve.trials}
     return {
@@ -68,6 +69,11 @@ def _expected(experiments: Iterable[Json]) -> int:
         keys |= set(own)
         others += 0 if own else int(number(experiment.get("trials")) or 0)
     return len(keys) + others
+
+
+def _distinct(values: Iterable[Any]) -> list[str]:
+    """What ``values`` say, each once."""
+    return list(dict.fromkeys(filter(None, map(text, values))))
 
 
 def _rounded(value: float | None) -> float | None:
@@ -230,24 +236,21 @@ def _made(study: Study) -> dict[str, Any]:
     """How the results came to be: commands, and every version and machine that took part."""
     sources = [*study.experiments, *(trial.metrics for trial in study.trials)]
 
-    def distinct(values: Iterable[Any]) -> list[str]:
-        return list(dict.fromkeys(filter(None, map(text, values))))
-
     versions: dict[str, list[str]] = {}
     for source in sources:
         for name, value in table(source.get("versions")).items():
             versions.setdefault(text(name), []).append(text(value))
-    commands = distinct(e.get("command") for e in study.experiments)
+    commands = _distinct(e.get("command") for e in study.experiments)
     if not commands:
-        commands = distinct(trial.metrics.get("command") for trial in study.trials)
+        commands = _distinct(trial.metrics.get("command") for trial in study.trials)
     times = sorted(
         filter(None, (text(t.metrics.get(name)) for t in study.trials for name in ("started", "finished")))
     )
     return {
         "commands": commands,
-        "versions": {name: distinct(values) for name, values in versions.items()},
-        "hardware": distinct(_machine(table(source.get("hardware"))) for source in sources),
-        "weights": distinct(trial.metrics.get("weights") for trial in study.trials),
-        "calibration": distinct(trial.metrics.get("calibration") for trial in study.trials),
+        "versions": {name: _distinct(values) for name, values in versions.items()},
+        "hardware": _distinct(_machine(table(source.get("hardware"))) for source in sources),
+        "weights": _distinct(trial.metrics.get("weights") for trial in study.trials),
+        "calibration": _distinct(trial.metrics.get("calibration") for trial in study.trials),
         "times": [times[0], times[-1]] if times else [],
     }

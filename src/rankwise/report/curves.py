@@ -144,9 +144,9 @@ def curves(trials: Sequence[Trial]) -> tuple[list[tuple[str, str]], list[Curve]]
     for index, trial in enumerate(trials):
         if trial.failed is None:
             groups.setdefault((networks.index(network_of(trial)), Setting.of(trial)), []).append(index)
-    names = labels(setting for _, setting in groups)
+    names = [labels(s for at, s in groups if at == network) for network in range(len(networks))]
     return networks, [
-        _curve(network, names[setting], setting.method, trials, members)
+        _curve(network, names[network][setting], setting.method, trials, members)
         for (network, setting), members in groups.items()
     ]
 

@@ -68,9 +68,9 @@ def packed_content(study: Study, room: int = SIZE_LIMIT) -> str:
 
 
 def _title(study: Study) -> str:
-    for experiment in study.experiments:
-        if experiment.get("title"):
-            return str(experiment["title"])
+    titles = list(dict.fromkeys(filter(None, (text(e.get("title")) for e in study.experiments))))
+    if titles:
+        return "; ".join(titles[:3]) + (f"; and {len(titles) - 3} more" if len(titles) > 3 else "")
     if len(study.trials) == 1:
         trial = study.trials[0]
         model, method = (text(trial.metrics.get(name)) for name in ("model", "method"))

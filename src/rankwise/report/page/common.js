@@ -3,7 +3,7 @@
 
 let content = null; // what rankwise.report.content made
 const state = {
-  network: 0, stage: "compressed", kept: "params", quality: null, delta: null,
+  network: 0, stage: null, kept: "params", quality: null, delta: null,
   hidden: new Set(), bands: true, front: true, near: false, trial: 0,
 };
 const STAGES = { compressed: "as compressed", recovered: "after recovery" };
@@ -80,7 +80,7 @@ const curvesShown = () => curvesHere().filter((curve) => !state.hidden.has(curve
 const publishedHere = () => content.published.filter((row) => row.networks.includes(state.network));
 const publishedShown = () => publishedHere().filter((row) => !state.hidden.has(row.label));
 
-// --- looks: a hue, a symbol and a dash per method, the same all over the page and in both themes
+// --- looks: a hue, a symbol and a dash per method, the same in every chart of a network and in both themes
 
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "triangle-down", "x"];
 const DASHES = ["solid", "dash", "dot"];
@@ -89,7 +89,7 @@ const HUES = 7; // --c0 .. --c6 of the style sheet: distinct for colour-blind ey
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function look(label) {
-  const labels = [...new Set(content.curves.map((curve) => curve.label))];
+  const labels = curvesHere().map((curve) => curve.label);
   const at = labels.indexOf(label);
   const turn = Math.floor(at / HUES);
   return { hue: `--c${at % HUES}`, symbol: SYMBOLS[(at + turn) % SYMBOLS.length], dash: DASHES[turn % DASHES.length] };
@@ -98,7 +98,7 @@ function look(label) {
 function publishedLook(label) {
   const labels = [...new Set(content.published.map((row) => row.label))];
   const method = content.published.find((row) => row.label === label).method.toLowerCase().split(/[\s,-]/)[0];
-  const ours = content.curves.find((curve) => curve.method === method);
+  const ours = curvesHere().find((curve) => curve.method === method);
   return { hue: ours ? look(ours.label).hue : "--ink", symbol: `${SYMBOLS[labels.indexOf(label) % SYMBOLS.length]}-open` };
 }
 

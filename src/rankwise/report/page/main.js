@@ -65,7 +65,7 @@ function drawControls() {
   network.value = state.network;
   $("network-field").hidden = content.networks.length < 2;
   const stages = Object.keys(STAGES).filter((stage) => curvesHere().some((curve) => curve.points[stage].length));
-  if (!stages.includes(state.stage)) state.stage = stages[0] || "compressed";
+  if (!stages.includes(state.stage)) state.stage = (alone() ? stages[stages.length - 1] : stages[0]) || "compressed";
   choice("stage", stages.map((stage) => [stage, capital(STAGES[stage])]), state.stage, (value) => { state.stage = value; });
   $("stage-field").hidden = stages.length < 2;
   const kept = content.kept.filter((axis) => figuresHere(axis.name));
