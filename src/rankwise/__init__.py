@@ -1,5 +1,6 @@
 """Make trained PyTorch networks smaller and faster: any ``nn.Module`` in, plain torch modules out."""
 
+from rankwise.auto import Automatic, tradeoff
 from rankwise.budget import Budget
 from rankwise.compress import Compression, compress, compression
 from rankwise.errors import RankwiseError
@@ -11,6 +12,7 @@ from rankwise.reapply import apply
 __version__ = "0.1.0"
 
 __all__ = [
+    "Automatic",
     "Budget",
     "Compression",
     "Edit",
@@ -24,4 +26,5 @@ __all__ = [
     "plan_of",
     "read_plan",
     "save",
+    "tradeoff",
 ]

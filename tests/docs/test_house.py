@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rankwise.allocation import allocators
+from rankwise.auto import Automatic
 from rankwise.cli.main import app
 from rankwise.methods import methods
 from rankwise.methods.selection import ChannelMethod
@@ -74,7 +75,7 @@ def test_methods_and_allocators_in_shown_commands_exist() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         text = page.read_text()
         named = {name for group in re.findall(r"--method (\S+)", text) for name in re.split(r"[+,]", group)}
-        assert named <= set(methods()), page
+        assert named <= {*methods(), Automatic.name}, page
         assert set(re.findall(r"--allocator (\w+)", text)) <= set(allocators()), page
 
 

@@ -2,5 +2,6 @@
 
 from rankwise.auto.effort import EFFORTS, Automatic, Effort, get_effort
 from rankwise.auto.stage import AutoStage
+from rankwise.auto.tradeoff import Point, tradeoff
 
-__all__ = ["EFFORTS", "AutoStage", "Automatic", "Effort", "get_effort"]
+__all__ = ["EFFORTS", "AutoStage", "Automatic", "Effort", "Point", "get_effort", "tradeoff"]

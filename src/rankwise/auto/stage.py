@@ -88,8 +88,7 @@ class AutoStage(Stage):
         self, original: nn.Module, example: Any, fit: Part, held: Part, cost: Cost, level: Effort
     ) -> list[Finalist]:
         """The best mixtures of factorisations."""
-        stage = self._stage(level.methods("two_sided" if _classes(original, example) else "input"))
-        survey = stage.survey(original, example, fit.batches)
+        stage, survey = self.surveyed(original, example, fit, level)
         found = self._search(stage, survey, level, original, fit, cost)
         return [self._finalist(stage, *one, original, fit.batches, held) for one in found]
 
@@ -128,22 +127,10 @@ class AutoStage(Stage):
         predicted = allocate([o.table for o in survey.options])
         if level.points == 0:
             return [("predicted", survey, predicted)]
-        examples = some_examples(fit, level.examples)
-        with self.watch("measure"):
-            probe = Probe(duplicate(original), examples)
-            offered = [(o.layer, offers_of(o)) for o in survey.options]
-            known = measured(probe, offered, survey.statistics, level.points, self.progress)
-            single = replace(survey, options=stage.tabulate(known))
-
+        single, joint = self.measured(stage, survey, level, original, fit)
         if self.timed is not None:
             return [("measured", single, tuple(stage.choose(original, single, cost)))]
-
-        def build(options: Options, index: int) -> nn.Module:
-            method, choice = options.pick(index)
-            return method.build(options.layer, survey.statistics.get(options.layer.name), choice)
-
         with self.watch("search"):
-            joint = Joint(probe, single.options, build)
             start = allocate([o.table for o in single.options])
             refined = refine(joint, start, allocate, level.rounds)
         found = {"predicted": (survey, predicted), "measured": (single, start), "refined": (single, refined)}
@@ -152,6 +139,31 @@ class AutoStage(Stage):
             del values["refined"]
         names = sorted(values, key=lambda name: values[name])[: level.finalists]
         return [(name, *found[name]) for name in names]
+
+    def measured(
+        self, stage: Factorisation, survey: Survey, level: Effort, original: nn.Module, fit: Part
+    ) -> tuple[Survey, Joint]:
+        """The survey with errors in measured divergence, and what measures whole selections."""
+        with self.watch("measure"):
+            probe = Probe(duplicate(original), some_examples(fit, level.examples))
+            single = survey
+            if level.points:
+                offered = [(o.layer, offers_of(o)) for o in survey.options]
+                known = measured(probe, offered, survey.statistics, level.points, self.progress)
+                single = replace(survey, options=stage.tabulate(known))
+
+        def build(options: Options, index: int) -> nn.Module:
+            method, choice = options.pick(index)
+            return method.build(options.layer, survey.statistics.get(options.layer.name), choice)
+
+        return single, Joint(probe, single.options, build)
+
+    def surveyed(
+        self, original: nn.Module, example: Any, fit: Part, level: Effort
+    ) -> tuple[Factorisation, Survey]:
+        """The stage of the competing methods, and all that they offer."""
+        stage = self._stage(level.methods("two_sided" if _classes(original, example) else "input"))
+        return stage, stage.survey(original, example, fit.batches)
 
     def _finalist(
         self, stage: Factorisation, name: str, survey: Survey, selection: Selection,

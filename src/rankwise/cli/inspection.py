@@ -1,4 +1,4 @@
-"""The commands that only look: inspect, methods."""
+"""The commands that only look: inspect, methods, tradeoff."""
 
 from typing import Annotated, Any
 
@@ -6,8 +6,10 @@ import torch
 import typer
 
 from rankwise.allocation import allocators
+from rankwise.auto import Automatic
+from rankwise.auto import tradeoff as tradeoff_curve
 from rankwise.cli import options
-from rankwise.cli.console import print_json, print_table, short
+from rankwise.cli.console import percent, print_json, print_table, progress_bars, short
 from rankwise.data import load_data
 from rankwise.errors import RankwiseError
 from rankwise.methods import get_method
@@ -83,6 +85,50 @@ def inspect(
     print_table(title, columns, rows, right=(2, 3, 4))
 
 
+def tradeoff(
+    model: options.ModelName,
+    data: options.Data,
+    weights: options.Weights = None,
+    measure: Annotated[str, typer.Option(help="What the budgets are of: params or macs.")] = "macs",
+    fractions: Annotated[str, typer.Option(help="The budgets, by commas.")] = "0.9,0.8,0.7,0.6,0.5,0.4,0.3",
+    effort: Annotated[str, typer.Option(help="fast, normal or thorough.")] = "normal",
+    calibration: options.Calibration = None,
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> None:
+    """How far the outputs move at every budget, from one set of measurements, before any recovery."""
+    if measure not in ("params", "macs"):
+        raise RankwiseError(f"The measure {measure!r} was given; allowed are params and macs.")
+    try:
+        wanted = [float(part) for part in fractions.split(",")]
+    except ValueError as error:
+        raise RankwiseError(
+            f"The fractions {fractions!r} were given; allowed are numbers by commas."
+        ) from error
+    loaded = load_model(model, weights, seed=seed)
+    examples = load_data(data, transform=loaded.preprocessing).calibration(calibration, seed)
+    with progress_bars(quiet=json) as progress:
+        points = tradeoff_curve(
+            loaded.module, examples.batches(), "params" if measure == "params" else "macs", wanted,
+            effort=effort, seed=seed, progress=progress,
+        )  # fmt: skip
+    if json:
+        print_json({"model": model, "data": data, "tradeoff": [point.to_json() for point in points]})
+        return
+    rows = [
+        [
+            f"{p.asked:g}",
+            percent(p.params_fraction),
+            percent(p.macs_fraction),
+            f"{p.predicted:.4f}",
+            f"{p.kl:.4f}",
+        ]
+        for p in points
+    ]
+    columns = (measure, "params kept", "MACs kept", "KL, sum of layers", "KL, measured")
+    print_table(f"{model}, before any recovery", columns, rows, right=(1, 2, 3, 4))
+
+
 def methods(json: options.Json = False) -> None:
     """List every method and allocator, what each needs, and where it comes from."""
     found = [
@@ -94,6 +140,8 @@ def methods(json: options.Json = False) -> None:
         }
         for name, kind in known_methods().items()
     ]
+    mixed = {"name": Automatic.name, "summary": Automatic.summary, "needs": [], "source": "docs/auto.md"}
+    found.insert(0, mixed)
     shares = [{"name": n, "summary": k.summary, "source": k.source} for n, k in allocators().items()]
     if json:
         print_json({"methods": found, "allocators": shares})

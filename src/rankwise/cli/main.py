@@ -24,6 +24,7 @@ for command in (
     compression.compare,
     inspection.inspect,
     inspection.methods,
+    inspection.tradeoff,
     compression.plan,
     compression.apply,
     experiments.run,

@@ -24,7 +24,8 @@ Weights = Annotated[str | None, typer.Option(help="A file with the network's wei
 Method = Annotated[
     str,
     typer.Option(
-        "--method", help="A method; several by commas compete per layer; FIRST+SECOND splits the budget."
+        "--method",
+        help="auto, or a method; several by commas compete per layer; FIRST+SECOND splits the budget.",
     ),
 ]
 MethodOptions = Annotated[
