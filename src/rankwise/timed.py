@@ -69,7 +69,9 @@ class Timed:
     ) -> None:
         self.target = target = budget.target
         self.timer = timer_for(target) if timer is None else timer
-        self.times = LayerTimes(target, timer=timer, progress=progress) if times is None else times
+        self.times = (
+            LayerTimes(target.typed(model), timer=timer, progress=progress) if times is None else times
+        )
         self.progress = progress
         self._batch = target.batch(example)
         self._original = target.ready(model)

@@ -4,6 +4,7 @@ from torch import nn
 
 from rankwise.errors import BudgetError
 from rankwise.latency import Clock, Effort, Job, Target, ratio, typical
+from rankwise.latency.heap import kept_memory
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,16 @@ def test_onnxruntime_runs_what_torch_runs() -> None:
     assert torch.allclose(torch.from_numpy(found), model(batch), atol=1e-5)
     with pytest.raises(BudgetError, match="no mapping"):
         session_pass(model, {"input": batch}, 1)
+
+
+def test_layers_are_timed_in_the_data_type_of_the_network() -> None:
+    assert Target().typed(nn.Linear(2, 2).double()).dtype == "float64"
+    assert Target(dtype="bfloat16").typed(nn.Linear(2, 2)).dtype == "bfloat16"
+    assert Target().typed(nn.ReLU()).dtype == "float32"
+
+
+def test_memory_settings_leave_allocation_working() -> None:
+    for _ in range(2):
+        with kept_memory():
+            torch.zeros(2**22).sum()
+    assert torch.ones(2**22).sum() == 2**22

@@ -72,6 +72,12 @@ class Target:
         """The same target with torch as its runtime, which single layers are timed by."""
         return replace(self, runtime="torch")
 
+    def typed(self, model: nn.Module) -> "Target":
+        """The same target with the data type that ``model`` is timed in, by name."""
+        own = next((p.dtype for p in model.parameters() if p.dtype in DTYPES.values()), torch.float32)
+        name = next(name for name, dtype in DTYPES.items() if dtype == own)
+        return replace(self, dtype=self.dtype or name)
+
     def ready(self, model: nn.Module) -> nn.Module:
         """A copy of ``model`` in evaluation mode, on the device, in the data type."""
         copied = duplicate(model).eval()
