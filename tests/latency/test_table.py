@@ -16,8 +16,8 @@ from rankwise.latency import (
     option_times,
     shape_of,
 )
-from rankwise.methods import get_method
-from rankwise.network import find_layers
+from rankwise.methods import Candidates, Method, get_method
+from rankwise.network import Layer, find_layers
 from rankwise.network.channels import find_groups
 from rankwise.network.spec import describe
 from tests.latency.fake import OVERHEAD, PER_MAC, FakeTimer
@@ -58,12 +58,17 @@ def test_shapes_without_weights_are_those_that_are_built(name: str) -> None:
         assert describe(shape_of(method, layer, choice)) == built
 
 
-def test_options_between_those_that_are_timed_lie_on_straight_lines(times: LayerTimes) -> None:
+def _svd_options() -> tuple[Layer, Candidates, list[tuple[Method, Candidates, int]]]:
+    """The second convolution, what SVD offers for it, and where each option comes from."""
     net, example = _net()
     layer = next(layer for layer in find_layers(net, example) if layer.name == "3")
     method = get_method("svd")
     candidates = method.candidates(layer, None)
-    origin = [(method, candidates, index) for index in range(len(candidates))]
+    return layer, candidates, [(method, candidates, index) for index in range(len(candidates))]
+
+
+def test_options_between_those_that_are_timed_lie_on_straight_lines(times: LayerTimes) -> None:
+    layer, candidates, origin = _svd_options()
     (column,) = option_times([Offer(layer, origin, np.ones(len(origin) + 1, bool))], times)
     expected = 2 * OVERHEAD + PER_MAC * candidates.macs
     assert np.allclose(column[1:], expected)
@@ -72,11 +77,7 @@ def test_options_between_those_that_are_timed_lie_on_straight_lines(times: Layer
 
 
 def test_only_options_that_may_be_chosen_are_timed(times: LayerTimes) -> None:
-    net, example = _net()
-    layer = next(layer for layer in find_layers(net, example) if layer.name == "3")
-    method = get_method("svd")
-    candidates = method.candidates(layer, None)
-    origin = [(method, candidates, index) for index in range(len(candidates))]
+    layer, candidates, origin = _svd_options()
     usable = np.array([True, *(candidates.choices["rank"] % 16 == 0)])
     option_times([Offer(layer, origin, usable)], times)
     assert times._timer.jobs == 1 + int(usable[1:].sum())  # type: ignore[attr-defined]
