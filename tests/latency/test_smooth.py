@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.latency.smooth import monotone, monotone_grid, points
+from rankwise.latency.smooth import monotone, monotone_grid, points, stair
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=5))
@@ -38,5 +38,7 @@ def test_a_grid_falls_along_no_axis_and_stays_where_it_did_not_before() -> None:
 def test_both_ends_of_every_stair_are_timed_where_steps_are_large() -> None:
     assert points(32) == [1, 8, 9, 16, 17, 24, 25, 32]
     assert points(6) == [1, 3, 6]
-    assert points(512, stairs=False, most=4) == [1, 128, 256, 384, 512]
+    assert points(512, most=4) == [1, 128, 256, 384, 512]
+    assert [stair(width, 512) for width in (1, 8, 9, 129, 512)] == [8, 8, 16, 136, 512]
+    assert [stair(width, 64) for width in (1, 9, 33)] == [1, 9, 33]
     assert all(width % 8 == 0 for width in points(1000)[1:-1])

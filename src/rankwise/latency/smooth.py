@@ -23,16 +23,26 @@ def monotone_grid(values: Floats) -> Floats:
     return np.asarray(found, dtype=np.float64)
 
 
-def points(size: int, stairs: bool = True, most: int = 8, step: int = 8) -> list[int]:
+STEP = 8
+"""Channels that CPU kernels treat at once: time is a staircase of this width."""
+STAIRS = 8
+"""Steps up to which every stair of a layer is timed."""
+
+
+def points(size: int, most: int = STAIRS) -> list[int]:
     """The widths at which a layer of ``size`` channels is timed, ascending, ``size`` the last.
 
-    CPU kernels work on blocks of ``step`` channels, so that time is a staircase. With ``stairs``, up to
-    ``most`` steps have both their ends, 8 and 9, 16 and 17, ...; beyond, where a step is small beside
-    the whole, or without, about ``most`` multiples of ``step``, evenly spaced.
+    Up to eight steps have both their ends, 8 and 9, 16 and 17, ...; beyond, where a step is small beside
+    the whole, there are about ``most`` multiples of 8, evenly spaced.
     """
-    if size <= step:
+    if size <= STEP:
         return sorted({1, (size + 1) // 2, size})
-    if stairs and size <= step * most:
-        ends = {width for k in range(step, size, step) for width in (k, k + 1)}
+    if size <= STEP * STAIRS:
+        ends = {width for k in range(STEP, size, STEP) for width in (k, k + 1)}
         return sorted({1, *ends, size})
-    return sorted({max(step, round(size * i / most / step) * step) for i in range(1, most)} | {1, size})
+    return sorted({max(STEP, round(size * i / most / STEP) * STEP) for i in range(1, most)} | {1, size})
+
+
+def stair(width: int, size: int) -> int:
+    """The top of the stair that ``width`` lies on, where not every stair of ``size`` channels is timed."""
+    return width if size <= STEP * STAIRS else min(-(-width // STEP) * STEP, size)

@@ -6,12 +6,12 @@ from math import prod
 
 import numpy as np
 
-from rankwise.latency.smooth import Floats, monotone_grid, points
+from rankwise.latency.smooth import STAIRS, Floats, monotone_grid, points, stair
 from rankwise.latency.table import LayerTimes, Probe, layer_probes
 from rankwise.network.channel_group import ChannelGroup, Role
 from rankwise.network.layer import Geometry, Layer
 
-_FINE, _COARSE = 8, 5  # stairs or widths of a layer that narrows on one side, and on both
+_COARSE = 5  # widths per side of a wide layer that narrows on both
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +24,8 @@ class _Grid:
 
     def at(self, inputs: int, outputs: int) -> float:
         """Seconds at any widths, by straight lines in both directions."""
-        i, s = _place(self.inputs, inputs)
-        o, t = _place(self.outputs, outputs)
+        i, s = _place(self.inputs, stair(inputs, self.inputs[-1]))
+        o, t = _place(self.outputs, stair(outputs, self.outputs[-1]))
         corners = self.seconds[i : i + 2, o : o + 2]
         row = np.array([1 - s, s][: len(corners)]) @ corners
         return float(row @ np.array([1 - t, t][: len(row)]))
@@ -100,9 +100,9 @@ def _plan(layer: Layer, roles: set[Role]) -> _Plan:
         return _grouped_plan(layer, bool(roles))
     narrow_in, narrow_out = bool(roles & {"in", "both"}), bool(roles & {"out", "both"})
     one_side = not (narrow_in and narrow_out)
-    most = _FINE if one_side else _COARSE
-    inputs = points(geometry.in_channels, one_side, most=most) if narrow_in else [geometry.in_channels]
-    outputs = points(geometry.out_channels, one_side, most=most) if narrow_out else [geometry.out_channels]
+    most = STAIRS if one_side else _COARSE
+    inputs = points(geometry.in_channels, most) if narrow_in else [geometry.in_channels]
+    outputs = points(geometry.out_channels, most) if narrow_out else [geometry.out_channels]
     probes = {
         (i, o): layer_probes(layer, replace(geometry, in_channels=i, out_channels=o))
         for i in inputs
