@@ -298,6 +298,27 @@ def test_predicted_trade_off_spectra_and_latency(browser: Browser, tmp_path: Pat
     assert browser.complaints() == []
 
 
+@pytest.mark.parametrize(
+    "trials",
+    [
+        [],
+        [{"failed": "BudgetError: no", "model": "cifar10_resnet20"}],
+        [{"compressed": {"params_fraction": 0.5}}, {"compressed": {"params_fraction": 0.4}, "original": {}}],
+        [{"compressed": {"top1": 0.5}}, {"compressed": {"other": 1}}],
+    ],
+    ids=["begun", "all failed", "no quality", "no cost"],
+)
+def test_a_page_of_little(browser: Browser, tmp_path: Path, trials: list[dict[str, Any]]) -> None:
+    write_json(tmp_path / "experiment.json", experiment(4))
+    for place, metrics in enumerate(trials):
+        write_json(tmp_path / str(place) / "metrics.json", metrics)
+    browser.open(f"file://{write_page(read_study(tmp_path))}")
+    facts = browser.js("return document.getElementById('facts').textContent")
+    assert f"{4 - len(trials)} not finished" in facts
+    failed = browser.js("return !document.getElementById('failures').hidden")
+    assert failed == any("failed" in metrics for metrics in trials) and browser.complaints() == []
+
+
 def test_the_served_page_follows_the_sweep(browser: Browser, tmp_path: Path) -> None:
     write_results(tmp_path, ["svd"], [0.5, 0.8], 1)
     with Server(tmp_path) as server:

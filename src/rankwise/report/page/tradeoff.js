@@ -84,7 +84,8 @@ function publishedTraces() {
 
 function drawTradeoff() {
   const section = $("tradeoff");
-  section.hidden = content.trials.filter((trial) => !trial.failed).length < 2 && !content.published.length;
+  const enough = content.trials.filter((trial) => !trial.failed).length > 1 || content.published.length;
+  section.hidden = !enough || !curvesHere().length || !axisOf(state.quality);
   if (section.hidden) return;
   drawLegend();
   const quality = axisOf(state.quality);
