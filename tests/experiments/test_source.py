@@ -135,6 +135,8 @@ def test_numbers_may_be_written_with_a_power_of_ten(tmp_path: Path) -> None:
 
 def test_all_means_every_method() -> None:
     assert [row.name for row in experiment(methods="all").methods] == list(methods())
+    more = experiment(methods=["all", {"name": "auto", "options": {"effort": "fast"}}]).methods
+    assert [row.name for row in more] == [*methods(), "auto"]
 
 
 def test_the_schema_takes_what_the_sections_take() -> None:

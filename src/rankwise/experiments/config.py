@@ -16,6 +16,7 @@ from pydantic import (
 from pydantic_core.core_schema import ValidationInfo
 
 from rankwise.allocation import allocators, get_allocator
+from rankwise.auto import Automatic
 from rankwise.budget import Budget
 from rankwise.data import DATA
 from rankwise.errors import RankwiseError, UnknownNameError
@@ -161,7 +162,7 @@ class MethodRow(Section):
     @classmethod
     def _exists(cls, name: str) -> str:
         for part in name.replace("+", ",").split(","):
-            _known("method", part.strip(), methods())
+            _known("method", part.strip(), [*methods(), Automatic.name])
         return name
 
     @field_validator("options")
@@ -311,7 +312,8 @@ class Experiment(Section):
     @field_validator("methods", mode="before")
     @classmethod
     def _all_methods(cls, given: Any) -> Any:
-        return list(methods()) if given in ("all", ["all"]) else given
+        rows = _listed(given)
+        return [name for row in rows for name in (methods() if row == "all" else [row])]
 
     @model_validator(mode="after")
     def _consistent(self) -> "Experiment":

@@ -69,6 +69,8 @@ def methods_of(name: str, options: Mapping[str, Any]) -> str | list[Any]:
 
 def _configured(get: Callable[..., Any], name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """All options of what is called ``name``; those given alone where it is not ours."""
+    if name == Automatic.name:
+        return Automatic(**options).config()
     try:
         return dict(get(name, **options).config())
     except UnknownNameError:
