@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -69,7 +70,7 @@ class Local:
         context = multiprocessing.get_context("spawn")
         with (
             _environment(dict.fromkeys(THREADS, str(job.threads))),
-            ProcessPoolExecutor(self.jobs, context, _leave_interrupts_to_the_parent) as pool,
+            ProcessPoolExecutor(self.jobs, context, _start_worker) as pool,
         ):
             futures: dict[Future[None], Group] = {
                 pool.submit(_in_worker, group, job): group for group in work
@@ -84,8 +85,17 @@ class Local:
         return [group for future, group in futures.items() if future.exception() is not None]
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when it does, however that was."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager
