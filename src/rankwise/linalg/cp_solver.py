@@ -17,6 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from rankwise.linalg.conjugate_gradients import add, conjugate_gradients, dot
+
 Factors = list[Tensor]  # one (dim_n, rank) matrix per mode
 
 _TINY = 1e-150  # below any norm that matters, above the squares that underflow
@@ -157,37 +159,17 @@ def als_sweeps(problem: Euclidean, factors: Factors, sweeps: int, ridge: float =
     return factors
 
 
-def _dot(left: Factors, right: Factors) -> float:
-    return float(sum((a * b).sum() for a, b in zip(left, right, strict=True)))
-
-
-def _add(left: Factors, scale: float, right: Factors) -> Factors:
-    return [torch.add(a, b, alpha=scale) for a, b in zip(left, right, strict=True)]
-
-
-def _conjugate_gradients(system: Linearisation, damping: float, downhill: Factors, steps: int) -> Factors:
+def _step(system: Linearisation, damping: float, downhill: Factors, steps: int) -> Factors:
     """Approximate solution of ``(J'J + damping) step = downhill``, block-Jacobi preconditioned."""
     eye = torch.eye(system.grams[0].shape[0], dtype=downhill[0].dtype)
     inverses = [torch.cholesky_inverse(torch.linalg.cholesky(g + damping * eye)) for g in system.grams]
-
-    def precondition(residual: Factors) -> Factors:
-        return [r @ inverse for r, inverse in zip(residual, inverses, strict=True)]
-
-    solution = [torch.zeros_like(d) for d in downhill]
-    residual = downhill
-    direction = preconditioned = precondition(residual)
-    energy = first = _dot(residual, preconditioned)
-    for _ in range(steps):
-        if energy <= _FORCING**2 * first or energy <= 0:
-            break
-        image = _add(system.product(direction), damping, direction)
-        length = energy / _dot(direction, image)
-        solution = _add(solution, length, direction)
-        residual = _add(residual, -length, image)
-        preconditioned = precondition(residual)
-        energy, before = _dot(residual, preconditioned), energy
-        direction = _add(preconditioned, energy / before, direction)
-    return solution
+    return conjugate_gradients(
+        lambda direction: add(system.product(direction), damping, direction),
+        downhill,
+        lambda residual: [r @ inverse for r, inverse in zip(residual, inverses, strict=True)],
+        steps,
+        _FORCING,
+    )
 
 
 def gauss_newton(
@@ -216,7 +198,7 @@ def gauss_newton(
     factors = balanced(factors)
 
     def objective(candidate: Factors) -> float:
-        return problem.value(candidate) + ridge * _dot(candidate, candidate)
+        return problem.value(candidate) + ridge * dot(candidate, candidate)
 
     current, damping = objective(factors), 1e-2
     for _ in range(iterations):
@@ -224,14 +206,14 @@ def gauss_newton(
         scale = float(torch.stack([g.diagonal().mean() for g in system.grams]).mean())
         if scale <= 0:
             break
-        downhill = _add(system.downhill, -ridge, factors)
+        downhill = add(system.downhill, -ridge, factors)
         before = current
         while damping < _LARGEST_DAMPING:
             weight = damping * scale + ridge
-            step = _conjugate_gradients(system, weight, downhill, inner)
-            candidate = balanced(_add(factors, 1.0, step))
+            step = _step(system, weight, downhill, inner)
+            candidate = balanced(add(factors, 1.0, step))
             value = objective(candidate)
-            predicted = _dot(step, _add(downhill, damping * scale, step))
+            predicted = dot(step, add(downhill, damping * scale, step))
             gain = (current - value) / max(predicted, _TINY)
             if value < current:
                 damping = max(damping * (0.3 if gain > 0.75 else 1.0 if gain > 0.25 else 3.0), 1e-10)

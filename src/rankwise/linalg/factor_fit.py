@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.func import jvp, vjp
 
+from rankwise.linalg.conjugate_gradients import Tensors, add, conjugate_gradients
 from rankwise.linalg.lowrank import symmetric_power
 
 Tensor = torch.Tensor
@@ -14,6 +15,7 @@ Factors = dict[str, Tensor]
 Map = Callable[[Mapping[str, Tensor]], Tensor]
 Pull = Callable[[Tensor], Factors]
 _TRIALS = 6
+_FORCING = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,38 +73,6 @@ def _linearised(compose: Map, at: Factors) -> tuple[Tensor, Pull]:
     return found[0], lambda weighed: found[1](weighed)[0]
 
 
-def _dot(a: Factors, b: Factors) -> float:
-    return float(sum((a[name] * b[name]).sum() for name in a))
-
-
-def _axpy(a: Factors, factor: float, b: Factors) -> Factors:
-    return {name: a[name] + factor * b[name] for name in a}
-
-
-def _conjugate_gradients(
-    apply: Callable[[Factors], Factors], gradient: Factors, diagonal: Factors, inner: int
-) -> Factors:
-    """Preconditioned conjugate gradients for ``apply(x) = -gradient``."""
-    x = {name: torch.zeros_like(g) for name, g in gradient.items()}
-    r = {name: -g for name, g in gradient.items()}
-    z = {name: r[name] / diagonal[name] for name in r}
-    p, rz = z, _dot(r, z)
-    start = rz
-    for _ in range(inner):
-        if rz <= 1e-10 * start or rz <= 0:
-            break
-        product = apply(p)
-        curvature = _dot(p, product)
-        if curvature <= 0:
-            break
-        alpha = rz / curvature
-        x, r = _axpy(x, alpha, p), _axpy(r, -alpha, product)
-        z = {name: r[name] / diagonal[name] for name in r}
-        rz, old = _dot(r, z), rz
-        p = _axpy(z, rz / old, p)
-    return x
-
-
 def fit_factors(
     compose: Map,
     factors: Factors,
@@ -131,7 +101,7 @@ def fit_factors(
     for _ in range(iterations):
         model = _Model.at(compose, factors, goal, generator)
         for _ in range(_TRIALS):
-            trial = _axpy(factors, 1.0, model.step(damping, inner))
+            trial = model.moved(factors, damping, inner)
             reached = goal.value(compose(trial))
             if reached < value:
                 break
@@ -163,13 +133,22 @@ class _Model:
         mean = _mean_diagonal(curvature, factors, generator)
         return cls(pull(goal.weigh(matrix - goal.target)), curvature, mean)
 
-    def step(self, damping: float, inner: int) -> Factors:
-        """The step that minimises the model plus ``damping`` times the mean diagonal."""
+    def moved(self, factors: Factors, damping: float, inner: int) -> Factors:
+        """``factors`` moved to the minimum of the model plus ``damping`` times the mean diagonal."""
+        names, mean = list(factors), list(self.mean.values())
 
-        def damped(v: Factors) -> Factors:
-            return {name: c + damping * self.mean[name] * v[name] for name, c in self.curvature(v).items()}
+        def damped(direction: Tensors) -> Tensors:
+            product = self.curvature(dict(zip(names, direction, strict=True)))
+            return [product[n] + damping * m * d for n, m, d in zip(names, mean, direction, strict=True)]
 
-        return _conjugate_gradients(damped, self.gradient, self.mean, inner)
+        step = conjugate_gradients(
+            damped,
+            [-self.gradient[name] for name in names],
+            lambda residual: [r / m for r, m in zip(residual, mean, strict=True)],
+            inner,
+            _FORCING,
+        )
+        return dict(zip(names, add(list(factors.values()), 1.0, step), strict=True))
 
 
 def _mean_diagonal(
