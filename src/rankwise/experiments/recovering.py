@@ -50,7 +50,8 @@ class Recovering:
     Distillation and fine-tuning draw augmented examples, where the data set says how networks on it were
     trained; the others see the calibration examples as they are. Fine-tuning uses the training split,
     without the validation examples that choose its epoch and learning rate; its checkpoint is written
-    into ``out``.
+    into ``out``. Before fine-tuning, distillation has no time limit, so that the same command starts it
+    from the same weights again.
     """
 
     data: DataSet
@@ -59,9 +60,11 @@ class Recovering:
     out: Path | None = None
     progress: Progress = silent
     seconds: dict[str, float] = field(default_factory=dict)
+    _resumes: bool = field(default=False, init=False, repr=False)
 
     def all(self, names: Sequence[str]) -> list[NamedRecovery]:
         """The recoveries called ``names``, timed."""
+        self._resumes = any(name.startswith(FINETUNE) for name in names)
         parted = [name.partition(":") for name in names]
         given = [(name, {"epochs": int(epochs)} if epochs else {}) for name, _, epochs in parted]
         found = [self.one(name, settings) for name, settings in given]
@@ -90,7 +93,8 @@ class Recovering:
     def _distillation(self, settings: Mapping[str, Any]) -> Recovery:
         def run(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Any) -> None:
             augmented = self._augmented(self.calibration.split)
-            distill_(model, original, augmented, progress=self.progress, **settings)
+            limit = {"seconds": None} if self._resumes else {}
+            distill_(model, original, augmented, progress=self.progress, **{**limit, **settings})
 
         return run
 
