@@ -217,7 +217,7 @@ function drawSpectra(trial) {
     const mark = chosen && { x: [chosen[0]], y: [chosen[1]], mode: "markers", name, marker: { color: colour, size: 8 }, hovertemplate: `<b>${name}</b><br>rank ${rank}<extra></extra>` };
     return mark ? [line, mark] : [line];
   }), {
-    height: 340, hovermode: "closest", xaxis: axisStyle("singular value, by size"), yaxis: axisStyle("relative to the largest", { type: "log", exponentformat: "power", dtick: wide ? 1 : "D2" }),
+    height: 340, hovermode: "closest", xaxis: axisStyle("singular value, by size"), yaxis: axisStyle("relative to the largest", { type: "log", exponentformat: "power", ...(wide ? { dtick: 1 } : { tickvals: [1, 0.7, 0.5, 0.3, 0.2, 0.1], ticktext: ["1", "0.7", "0.5", "0.3", "0.2", "0.1"] }) }),
   });
   $("spectra-chart-more").replaceChildren(make("p", { class: "note" }, "Singular values of the original weights, one line per layer; the dot is the rank that was chosen."));
 }
