@@ -17,11 +17,11 @@ from rankwise.network.channel_group import ChannelGroup
 from rankwise.network.channels import find_groups
 from rankwise.network.layer import geometry_of
 from rankwise.network.names import Patterns, filter_names
+from rankwise.network.replay import Replay
 from rankwise.network.select import Fold, apply_selection_, narrow_, narrowed_groups, selection_of
 from rankwise.network.state import duplicate
 from rankwise.network.widths import SecondsOf, WidthCost
 from rankwise.statistics.channels import ChannelMoments, Intake, collect_channels
-from rankwise.statistics.replay import Replay
 from rankwise.statistics.waves import in_waves
 
 Batches = Iterable[Any]

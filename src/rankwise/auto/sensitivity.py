@@ -14,7 +14,7 @@ from rankwise.factorise import Offers
 from rankwise.methods import Candidates, Method
 from rankwise.network import Layer
 from rankwise.network.batches import batch_size, forward, output_tensor, to_device
-from rankwise.network.replay import Replay
+from rankwise.network.replay import Prefix
 from rankwise.network.state import evaluating, unfused
 from rankwise.network.surgery import get_module, replace_
 from rankwise.recovery.divergence import divergence_of
@@ -69,7 +69,7 @@ class Probe:
         self.batches = [to_device(batch, device) for batch in self.batches]
         with torch.no_grad(), evaluating(self.model), unfused():
             self.expected = [output_tensor(forward(self.model, batch)) for batch in self.batches]
-        self._replay = Replay(self.model, self.batches[0])
+        self._prefix = Prefix(self.model, self.batches[0])
 
     def divergence(self, layer: str | None = None, module: nn.Module | None = None) -> float:
         """Mean divergence of the output with ``module`` in the place of ``layer``.
@@ -88,7 +88,7 @@ class Probe:
     def _output(self, layer: str | None, module: nn.Module | None, index: int, batch: Any) -> torch.Tensor:
         if layer is None or module is None:
             return output_tensor(forward(self.model, batch))
-        with self._replay.until(layer, index), swapped(self.model, layer, module):
+        with self._prefix.until(layer, index, batch), swapped(self.model, layer, module):
             return output_tensor(forward(self.model, batch))
 
 

@@ -1,128 +1,170 @@
-"""Running a network again without computing again what comes before the part that changes."""
+"""Outputs of layers kept between passes over the same batches: only what changed is computed again."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from rankwise.network.batches import forward
+from rankwise.network.batches import forward, tensors_of
 from rankwise.network.state import evaluating, unfused
 
 Tensor = torch.Tensor
 
-MEMORY = 2 * 2**30  # bytes of outputs that are kept at most
-
-
-def _cloned(value: Any) -> Any:
-    """``value`` with every tensor copied, so that what is kept survives functions that work in place."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if type(value) in (tuple, list):
-        return type(value)(map(_cloned, value))
-    return value
-
-
-def _size(value: Any) -> int | None:
-    """Bytes of the tensors in ``value``; None where it is something that cannot be kept."""
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    if type(value) in (tuple, list):
-        sizes = [_size(v) for v in value]
-        return None if None in sizes else sum(s for s in sizes if s is not None)
-    return 0 if value is None else None
+LIMIT = 2**30
+"""Bytes of outputs that are kept by default."""
 
 
 class Replay:
-    """Remembers, for every batch, what the modules before some layer put out.
+    """Remembers what layers of one network gave, batch by batch, until :meth:`forget`.
 
-    A module has finished before a layer where it is called once in a pass and returns before the
-    layer is called; the outermost finished ones are kept. A later pass over the same batch answers for them
-    with what they put out then, so that only what follows is computed. The functions between modules
-    run anew. Whoever changes a module must have moved on to a layer that runs later, or call
-    :meth:`forget`. Batches must come in the same order with the same content in every pass.
+    Only for modules that one forward pass calls once. Whatever is not kept, for want of memory say, is
+    computed as usual. The passes must be over the same batches in the same order; a batch that differs
+    from the one seen at its place before is computed anew.
+    """
+
+    def __init__(self, names: Iterable[str], limit: int = LIMIT) -> None:
+        self._names = list(names)
+        self._free = limit
+        self._batches: dict[int, list[Tensor]] = {}
+        self._outputs: dict[str, dict[int, Tensor]] = {name: {} for name in self._names}
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Drop the outputs of layers that have changed, or whose inputs have."""
+        for name in names:
+            for output in self._outputs.get(name, {}).values():
+                self._free += _bytes(output)
+            if name in self._outputs:
+                self._outputs[name] = {}
+
+    def keep_only(self, names: Iterable[str], place: int) -> None:
+        """Drop what is kept of the ``place``-th batch for all modules but ``names``."""
+        for name in set(self._outputs) - set(names):
+            if place in self._outputs[name]:
+                self._free += _bytes(self._outputs[name].pop(place))
+
+    @contextmanager
+    def batch(
+        self, model: nn.Module, place: int, batch: Any, wanted: Collection[str] | None = None
+    ) -> Iterator[None]:
+        """While open, a pass of ``model`` over the ``place``-th batch uses and adds to what is kept.
+
+        ``wanted`` are the modules to remember in this pass; by default those named in the beginning.
+        """
+        for name in wanted or ():
+            if name not in self._outputs:
+                self._names.append(name)
+                self._outputs[name] = {}
+        self._recognise(place, tensors_of(batch))
+        patched: list[Any] = []
+        handles = []
+        try:
+            for name in self._names:
+                module: Any = model.get_submodule(name)
+                output = self._outputs[name].get(place)
+                if output is None and wanted is not None and name not in wanted:
+                    continue
+                if output is None:
+                    handles.append(module.register_forward_hook(self._recorder(name, place)))
+                elif "forward" not in vars(module):  # its forward is that of its class
+                    module.forward = _giving(output)
+                    patched.append(module)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module in patched:
+                del module.forward
+
+    def _recognise(self, place: int, tensors: list[Tensor]) -> None:
+        known = self._batches.get(place)
+        if known is not None and len(known) == len(tensors) and all(map(torch.equal, known, tensors)):
+            return
+        for outputs in self._outputs.values():
+            if place in outputs:
+                self._free += _bytes(outputs.pop(place))
+        self._free -= sum(map(_bytes, tensors)) - sum(map(_bytes, known or []))
+        self._batches[place] = tensors
+
+    def _recorder(self, name: str, place: int) -> Any:
+        def hook(_: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and _bytes(output) <= self._free:
+                self._outputs[name][place] = output.detach().clone()
+                self._free -= _bytes(output)
+
+        return hook
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _giving(output: Tensor) -> Any:
+    """A forward that gives a copy, since what follows may work in place."""
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        return output.clone()
+
+    return forward
+
+
+class Prefix:
+    """Lets a network run again on known batches from some layer on.
+
+    A module has finished before a layer where it is called once in a pass and returns before the layer
+    is called; of these the outermost are remembered, and a later pass over the same batch answers for
+    them, so that only what follows is computed. The functions between modules run anew. Whoever changes a
+    module must have moved on to a layer that runs later.
 
     Args:
         model: any module; runs in evaluation mode without gradients.
         example: one batch, which shows the order.
-        memory: bytes to keep at most; once they are used up, nothing more is kept.
+        memory: bytes to keep at most.
     """
 
-    def __init__(self, model: nn.Module, example: Any, memory: int = MEMORY) -> None:
-        self.model, self.memory = model, memory
-        self._kept: dict[int, dict[str, Any]] = {}
-        self._used = 0
-        self._finished, self._started = self._order(example)
-
-    def _order(self, example: Any) -> tuple[dict[str, int], dict[str, int]]:
-        """When each module returned, where it is called once, and when it was first called."""
-        returned: dict[str, list[int]] = {}
-        called: dict[str, int] = {}
-        clock = iter(range(10**9))
-        with ExitStack() as stack, torch.no_grad(), evaluating(self.model), unfused():
-            for name, module in self.model.named_modules():
-                if not name:
-                    continue
-
-                def enter(_: Any, __: Any, name: str = name) -> None:
-                    called.setdefault(name, next(clock))
-
-                def leave(_: Any, __: Any, ___: Any, name: str = name) -> None:
-                    returned.setdefault(name, []).append(next(clock))
-
-                stack.callback(module.register_forward_pre_hook(enter).remove)
-                stack.callback(module.register_forward_hook(leave).remove)
-            forward(self.model, example)
-        return {name: times[0] for name, times in returned.items() if len(times) == 1}, called
+    def __init__(self, model: nn.Module, example: Any, memory: int = 2 * LIMIT) -> None:
+        self.model = model
+        self._replay = Replay((), memory)
+        self._finished, self._started = _order(model, example)
 
     def before(self, layer: str) -> list[str]:
         """The outermost modules that have finished when ``layer`` is called."""
         start = self._started.get(layer, 0)
         done = {name for name, time in self._finished.items() if time < start}
-        return [
-            n for n in done if not any(".".join(n.split(".")[:i]) in done for i in range(1, n.count(".") + 1))
-        ]
-
-    def forget(self) -> None:
-        """Keep nothing any more."""
-        self._kept.clear()
-        self._used = 0
+        return [name for name in done if not any(parent in done for parent in _parents(name))]
 
     @contextmanager
-    def until(self, layer: str, index: int) -> Iterator[None]:
-        """Inside, ``model`` may be run once on batch ``index`` to see what happens from ``layer`` on."""
+    def until(self, layer: str, place: int, batch: Any) -> Iterator[None]:
+        """While open, ``model`` may be run once on the ``place``-th batch, to see ``layer`` and later ones."""
         wanted = self.before(layer)
-        kept = self._kept.setdefault(index, {})
-        fresh: dict[str, Any] = {}
-        with ExitStack() as stack:
-            for name, output in kept.items():
-                stack.enter_context(_answering(self.model.get_submodule(name), output))
-            for name in wanted:
-                if name not in kept:
-                    hook = self.model.get_submodule(name).register_forward_hook(
-                        lambda _, __, output, name=name: fresh.__setitem__(name, _cloned(output))
-                    )
-                    stack.callback(hook.remove)
+        with self._replay.batch(self.model, place, batch, wanted):
             yield
-        for name in set(kept) - set(wanted):
-            self._used -= _size(kept.pop(name)) or 0
-        for name, output in fresh.items():
-            size = _size(output)
-            if size is not None and self._used + size <= self.memory:
-                kept[name] = output
-                self._used += size
+        self._replay.keep_only(wanted, place)
 
 
-@contextmanager
-def _answering(module: nn.Module, output: Any) -> Iterator[None]:
-    """Inside, ``module`` returns ``output`` without computing it."""
-    own = module.__dict__.get("forward")
-    module.forward = lambda *args, **kwargs: _cloned(output)
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.forward = own
+def _parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def _order(model: nn.Module, example: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """When each module returned, where it is called once, and when it was first called."""
+    returned: dict[str, list[int]] = {}
+    called: dict[str, int] = {}
+    clock = iter(range(10**9))
+    with ExitStack() as stack, torch.no_grad(), evaluating(model), unfused():
+        for name, module in model.named_modules():
+            if not name:
+                continue
+
+            def enter(_: Any, __: Any, name: str = name) -> None:
+                called.setdefault(name, next(clock))
+
+            def leave(_: Any, __: Any, ___: Any, name: str = name) -> None:
+                returned.setdefault(name, []).append(next(clock))
+
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave).remove)
+        forward(model, example)
+    return {name: times[0] for name, times in returned.items() if len(times) == 1}, called

@@ -19,7 +19,7 @@ from rankwise.network.batches import batch_size, forward, output_tensor, to_devi
 from rankwise.network.batchnorm import following_batchnorm
 from rankwise.network.find import find_layers
 from rankwise.network.layer import Layer
-from rankwise.network.replay import Replay
+from rankwise.network.replay import Prefix
 from rankwise.network.state import evaluating, preserved, unfused
 from rankwise.recovery.bias import biased
 from rankwise.recovery.divergence import has_classes
@@ -121,7 +121,7 @@ class _Run:
         self.device = next((p.device for p in original.parameters()), torch.device("cpu"))
         self.example = to_device(next(iter(self.fit)), self.device)
         self.norms = following_batchnorm(original, self.example)
-        self.replays = Replay(original, self.example), Replay(model, self.example)
+        self.prefixes = Prefix(original, self.example), Prefix(model, self.example)
 
     def all(self) -> dict[str, Fitted]:
         """Every layer that may be touched, in order."""
@@ -188,9 +188,9 @@ class _Run:
     def _calls(self, subject: Subject, batch: Any, index: int) -> list[tuple[Sight, Sight]]:
         """What each call of the layer sees in both networks."""
         name, calls = subject.layer.name, subject.layer.calls
-        with self.replays[0].until(name, index):
+        with self.prefixes[0].until(name, index, batch):
             before = sights(self.original, batch, name, calls)
-        with self.replays[1].until(subject.path, index):
+        with self.prefixes[1].until(subject.path, index, batch):
             now = sights(self.model, batch, subject.path, calls)
         if len(before) != len(now):
             raise CalibrationError(

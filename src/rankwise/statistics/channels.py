@@ -12,9 +12,9 @@ from torch import nn
 from rankwise.errors import CalibrationError
 from rankwise.network.batches import forward, to_device
 from rankwise.network.layer import Layer
+from rankwise.network.replay import Replay
 from rankwise.network.state import preserved, unfused
 from rankwise.statistics.patches import as_examples, patches
-from rankwise.statistics.replay import Replay
 
 Tensor = torch.Tensor
 
