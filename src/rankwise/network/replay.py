@@ -136,7 +136,7 @@ class Prefix:
 
     @contextmanager
     def until(self, layer: str, place: int, batch: Any) -> Iterator[None]:
-        """While open, ``model`` may be run once on the ``place``-th batch, to see ``layer`` and later ones."""
+        """While open, ``model`` may be run once on the ``place``-th batch, to see ``layer`` and later."""
         wanted = self.before(layer)
         with self._replay.batch(self.model, place, batch, wanted):
             yield
