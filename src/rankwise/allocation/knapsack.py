@@ -22,7 +22,8 @@ class Knapsack(Allocator):
     dropped; the shadow prices of the linear relaxation then give every option a lower bound on any
     solution that uses it. Programmes over a growing core of promising options improve the best known
     solution; options whose bound is above it are dropped, and the last programme has all others in it
-    (after Pisinger, A minimal algorithm for the multiple-choice knapsack problem, 1995).
+    (after Pisinger, A minimal algorithm for the multiple-choice knapsack problem, 1995). A programme whose
+    search tree grows beyond :data:`rankwise.allocation.milp.NODES` ends with the best that it has.
 
     Where coarse options would leave more than 1 % of the cost unused below every limit, the best
     selection that does use it is returned instead, if there is one.
