@@ -230,7 +230,7 @@ def test_the_demo_shows_every_stage_and_reloads_identically(tmp_path: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     metrics = json.loads(done.stdout)
-    assert 0.29 <= metrics["recovered"]["macs_fraction"] <= 0.30
+    assert 0.49 <= metrics["recovered"]["macs_fraction"] <= 0.5
     assert metrics["reloaded_identical"] is True
     assert metrics["recovered"]["agreement"] >= metrics["compressed"]["agreement"] > 0.9
     assert set(metrics["recovered"]["seconds"]) == {"closed-form", "distill"}

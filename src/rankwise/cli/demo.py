@@ -19,13 +19,13 @@ def demo(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Train a small network on handwritten digits, keep 30 % of its MACs, recover, save and reload it."""
+    """Train a small network on handwritten digits, keep half its MACs, recover, save and reload it."""
     with tempfile.TemporaryDirectory() as temporary, progress_bars(quiet=json) as progress:
         metrics = run_demo(out or Path(temporary), seed, progress)
     if json:
         print_json(metrics)
     else:
-        print_metrics("digits CNN, 30 % of its MACs", metrics)
+        print_metrics("digits CNN, half its MACs", metrics)
         typer.echo(f"reloaded in a new process: outputs identical: {metrics['reloaded_identical']}")
     if not metrics["reloaded_identical"]:
         raise typer.Exit(1)

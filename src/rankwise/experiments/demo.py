@@ -34,7 +34,7 @@ def run_demo(out: Path, seed: int = 0, progress: Progress = silent) -> dict[str,
     calibration = data.calibration(512, seed).batches(128)
     recovering = Recovering(data, calibration, seed, progress=progress)
     done = compression(
-        model, calibration, Budget(macs=0.3), recovery=recovering.all(RECOVERY), seed=seed, progress=progress,
+        model, calibration, Budget(macs=0.5), recovery=recovering.all(RECOVERY), seed=seed, progress=progress,
         notes={"model": "digits_cnn", "data": "digits"},
     )  # fmt: skip
     test = data.testing().batches(128)
