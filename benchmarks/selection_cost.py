@@ -75,7 +75,7 @@ def vgg16(images: int, steps: int, published: bool) -> None:
     with suppress(Enough, BudgetError):
         iteration.run_(scene, batches)
     seconds = time.process_time() - start
-    Scene.measure = measure  # type: ignore[method-assign]
+    Scene.measure = measure  # type: ignore[method-assign] # as it was
     macs = sum(flops) // 2
     everything = len(scene.intakes) * len(measured)
     print(

@@ -42,9 +42,9 @@ def allocate(tables: list[Table]) -> tuple[int, ...]:
 
 
 def test_refinement_comes_near_the_joint_optimum() -> None:
-    joint = Counted(SimpleNamespace(), options(), lambda *_: None)  # type: ignore[arg-type]
+    joint = Counted(SimpleNamespace(), options(), lambda *_: None)  # type: ignore[arg-type] # stand-ins
     start = allocate([o.table for o in joint.options])
-    found = refine(joint, start, allocate, rounds=4)  # type: ignore[arg-type]
+    found = refine(joint, start, allocate, rounds=4)  # type: ignore[arg-type] # stand-ins
     costs = np.array([100, 80, 60, 40, 20])
     best = min(truth(s) for s in product(range(5), repeat=3) if costs[list(s)].sum() <= 180)
     assert truth(found) <= truth(start)
@@ -53,8 +53,8 @@ def test_refinement_comes_near_the_joint_optimum() -> None:
 
 
 def test_no_round_changes_nothing() -> None:
-    joint = Counted(SimpleNamespace(), options(), lambda *_: None)  # type: ignore[arg-type]
-    assert refine(joint, (1, 2, 3), allocate, rounds=0) == (1, 2, 3)  # type: ignore[arg-type]
+    joint = Counted(SimpleNamespace(), options(), lambda *_: None)  # type: ignore[arg-type] # stand-ins
+    assert refine(joint, (1, 2, 3), allocate, rounds=0) == (1, 2, 3)  # type: ignore[arg-type] # stand-ins
 
 
 def test_neighbours_are_a_notch_away_on_either_side() -> None:

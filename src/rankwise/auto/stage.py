@@ -90,7 +90,7 @@ class AutoStage(Stage):
         """The best mixtures of factorisations."""
         stage, survey = self.surveyed(original, example, fit, level)
         found = self._search(stage, survey, level, original, fit, cost)
-        return [self._finalist(stage, *one, original, fit.batches, held) for one in found]
+        return [self._finalist(stage, *one, original, fit, held) for one in found]
 
     def _narrowed(
         self, original: nn.Module, example: Any, fit: Part, held: Part, cost: Cost, level: Effort
@@ -98,8 +98,8 @@ class AutoStage(Stage):
         """Narrower channels by interpolative decomposition, which are faster wherever MACs are not."""
         model = duplicate(original)
         stage = Narrowing(method=get_method("interpolative"), **self._common())
-        edits = stage.run_(model, original, example, fit.batches, cost)
-        return [self._refitted("narrowed", model, original, edits, fit.batches, held)]
+        edits = stage.run_(model, original, example, fit, cost)
+        return [self._refitted("narrowed", model, original, edits, fit, held)]
 
     def _common(self) -> dict[str, Any]:
         """The settings that every stage has."""
@@ -163,15 +163,15 @@ class AutoStage(Stage):
     ) -> tuple[Factorisation, Survey]:
         """The stage of the competing methods, and all that they offer."""
         stage = self._stage(level.methods("two_sided" if _classes(original, example) else "input"))
-        return stage, stage.survey(original, example, fit.batches)
+        return stage, stage.survey(original, example, fit)
 
     def _finalist(
         self, stage: Factorisation, name: str, survey: Survey, selection: Selection,
-        original: nn.Module, batches: Batches, held: Part,
+        original: nn.Module, fit: Part, held: Part,
     ) -> Finalist:  # fmt: skip
         model = duplicate(original)
-        edits = stage.realise_(model, original, batches, survey, selection)
-        return self._refitted(name, model, original, edits, batches, held)
+        edits = stage.realise_(model, original, fit, survey, selection)
+        return self._refitted(name, model, original, edits, fit, held)
 
     def _refitted(
         self,
@@ -179,11 +179,12 @@ class AutoStage(Stage):
         model: nn.Module,
         original: nn.Module,
         edits: list[Edit],
-        batches: Batches,
+        fit: Part,
         held: Part,
     ) -> Finalist:
+        """The refit holds out the same examples, for its ridges; the rest of ``auto`` never sees them."""
         with self.watch("refit"):
-            refit_(model, original, batches, outputs_left(original, edits))
+            refit_(model, original, fit.batches, outputs_left(original, edits))
         settled = None if self.timed is None else self.timed.settled
         return Finalist(name, model, edits, divergence(model, original, held), settled)
 
@@ -201,5 +202,4 @@ def _classes(model: nn.Module, example: Any) -> bool:
 
 def _adopt_(work: nn.Module, best: Finalist) -> None:
     """Give ``work`` the modules of the finalist."""
-    for name, child in best.model.named_children():
-        setattr(work, name, child)
+    work._modules.update(best.model._modules)  # a module held under two names stays one

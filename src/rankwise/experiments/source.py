@@ -59,7 +59,7 @@ def _merged(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, A
     for key, value in later.items():
         old = merged.get(key)
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merged(old, value) if both else deepcopy(value)  # type: ignore[arg-type]
+        merged[key] = _merged(old, value) if both else deepcopy(value)  # type: ignore[arg-type] # dicts
     return merged
 
 

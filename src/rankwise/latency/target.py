@@ -116,7 +116,7 @@ def _mapped(batch: Any, change: Any) -> Any:
         return {key: change(value) for key, value in batch.items()}
     if isinstance(batch, Sequence) and not isinstance(batch, str):
         values = [change(value) for value in batch]
-        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)  # type: ignore[call-arg]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)  # type: ignore[call-arg] # namedtuple
     return batch
 
 

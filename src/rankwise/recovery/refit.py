@@ -138,7 +138,7 @@ class _Run:
         if not self.settings.gradient or not layers or not has_classes(logits):
             return {}
         wanted = {layer.name: frozenset({"gradient"}) for layer in layers}
-        found = collect(self.original, layers, self.fit, wanted)  # type: ignore[arg-type] # literal
+        found = collect(self.original, layers, self.fit, wanted)  # type: ignore[arg-type] # literals widen
         damping = self.settings.damping
         return {n: damped(s.gradient_moment, damping) for n, s in found.items() if s.positions > 0}
 
