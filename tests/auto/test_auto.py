@@ -8,11 +8,13 @@ from tests.network.skip_net import SkipNet, images
 from torch import nn
 
 import rankwise
-from rankwise.auto import EFFORTS, Automatic
+from rankwise.allocation import get_allocator
+from rankwise.auto import EFFORTS, Automatic, AutoStage
 from rankwise.errors import BudgetError, RankwiseError, UnknownNameError
 from rankwise.network import model_cost
 from rankwise.plan import plan_of
 from rankwise.recovery import divergence
+from rankwise.recovery.holdout import hold_out
 
 
 def net() -> nn.Module:
@@ -87,6 +89,16 @@ def test_networks_without_classes_are_compared_by_squared_differences() -> None:
     small = rankwise.compress(model.eval(), data, rankwise.Budget(macs=0.5), method=Automatic("fast"))
     plain = rankwise.compress(model, data, rankwise.Budget(macs=0.5), method="svd")
     assert divergence(small, model, [images(64, 9)]) < divergence(plain, model, [images(64, 9)])
+
+
+def test_held_out_examples_have_no_part_in_the_candidates() -> None:
+    data = batches()
+    data[-1] = data[-1] * float("nan")  # whoever read it would say so
+    fit, held = hold_out(data)
+    assert len(held) == 1
+    stage = AutoStage(allocator=get_allocator("knapsack"), limits={}, effort="fast")
+    _, survey = stage.surveyed(net(), images(1), fit, EFFORTS["fast"])
+    assert survey.options
 
 
 def test_bad_wishes_are_refused() -> None:
