@@ -12,12 +12,12 @@ from rankwise.auto import Automatic, AutoStage
 from rankwise.budget import Budget
 from rankwise.errors import BudgetError, CalibrationError, RankwiseError, UnknownNameError
 from rankwise.factorise import Factorisation, Survey
+from rankwise.folding import fold_following_
 from rankwise.methods import Method, get_method
 from rankwise.methods.selection import ChannelMethod
 from rankwise.narrow import Narrowing
-from rankwise.network import Cost, count_bytes, count_params, find_layers, model_cost
+from rankwise.network import Cost, model_cost
 from rankwise.network.batches import batch_size, first_batch, forward, output_tensor
-from rankwise.network.batchnorm import fold_batchnorm_, following_batchnorm
 from rankwise.network.names import Patterns
 from rankwise.network.state import duplicate, preserved
 from rankwise.plan import Edit, Plan, attach_plan_, outputs_left, plan_of
@@ -240,7 +240,11 @@ def compression(
     with torch.inference_mode(False), preserved(model), torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         work, reference = duplicate(model), model
-        folded = _fold_(work, example, original, settings) if settings.fold_batchnorm else []
+        folded = (
+            fold_following_(work, example, original, settings.include, settings.exclude)
+            if settings.fold_batchnorm
+            else []
+        )
         if folded:
             reference, cost = duplicate(work), model_cost(work, example)
             cost = replace(cost, latency=timed.begin(work) if timed else 0)
@@ -263,26 +267,6 @@ def _check_model(model: nn.Module) -> None:
             f"The model's {missing[0]!r} and {len(missing) - 1} other parameters are on the meta device, "
             "without values; allowed is a model with its weights."
         )
-
-
-def _fold_(model: nn.Module, example: Any, cost: Cost, settings: Settings) -> list[Edit]:
-    """Fold the BatchNorms of ``model``, of cost ``cost``, into layers that may change; one edit for each."""
-    layers = find_layers(model, example, settings.include, settings.exclude)
-    free = {layer.name for layer in layers if layer.reason is None}
-    pairs = {n: norm for n, norm in following_batchnorm(model, example).items() if n in free}
-    edits = []
-    for layer, batchnorm in pairs.items():
-        fold_batchnorm_(model, {layer: batchnorm})
-        after = Cost(count_params(model), cost.macs, count_bytes(model))
-        edits.append(
-            Edit(
-                "fold_batchnorm", layer, choice={"batchnorm": batchnorm},
-                before={"params": cost.params, "macs": cost.macs},
-                after={"params": after.params, "macs": after.macs},
-            )
-        )  # fmt: skip
-        cost = after
-    return edits
 
 
 def _recipe(
@@ -322,7 +306,7 @@ def _recipe(
     edits = after.edits[len(before.edits) :]
     reference = duplicate(model)
     if settings.fold_batchnorm:
-        _fold_(reference, example, original, settings)
+        fold_following_(reference, example, original, settings.include, settings.exclude)
     compressed = _recover(work, reference, calibration, settings.recovery, edits, watch)
     final = _checked(work, example, budget, original)
     tried = {f"{share:g}": round(value, 6) for share, value in agreement.items()}
