@@ -20,6 +20,7 @@ from rankwise.network.surgery import replace_
 from rankwise.plan import Edit
 from rankwise.stage import Stage
 from rankwise.statistics import LayerStatistics, collect
+from rankwise.threads import in_threads
 
 Batches = Iterable[Any]
 Offers = Sequence[tuple[Method, Candidates]]
@@ -84,6 +85,7 @@ def merged(offers: Offers) -> Candidates:
         columns,
         offers[0][1].unit,
         max(c.scale for _, c in offers),
+        np.concatenate([np.ones(len(c), bool) if c.fitted is None else c.fitted for _, c in offers]),
     )
 
 
@@ -234,17 +236,25 @@ class Factorisation(Stage):
     ) -> tuple[list[Options], dict[str, str]]:
         offered: list[tuple[Layer, Offers]] = []
         kept: dict[str, str] = {}
+        reached = []
+        for layer in layers:
+            known = statistics.get(layer.name)
+            if known is not None and known.positions <= 0:
+                kept[layer.name] = "no calibration example reached it"
+            elif able[layer.name]:
+                reached.append(layer)
+
+        def offers_for(layer: Layer) -> Offers:
+            known = statistics.get(layer.name)
+            found = [(method, method.candidates(layer, known)) for method in able[layer.name]]
+            return [(method, candidates) for method, candidates in found if len(candidates)]
+
         with self.watch("decompose"):
-            for done, layer in enumerate(layers):
-                self.progress("decompose", done, len(layers))
-                known = statistics.get(layer.name)
-                if known is not None and known.positions <= 0:
-                    kept[layer.name] = "no calibration example reached it"
-                    continue
-                offers = [(method, method.candidates(layer, known)) for method in able[layer.name]]
-                offers = [(method, candidates) for method, candidates in offers if len(candidates)]
+            self.progress("decompose", 0, len(reached))
+            for done, offers in enumerate(in_threads(offers_for, reached)):
                 if offers:
-                    offered.append((layer, offers))
+                    offered.append((reached[done], offers))
+                self.progress("decompose", done + 1, len(reached))
         return self.tabulate(offered), kept
 
     def tabulate(self, offered: Sequence[tuple[Layer, Offers]]) -> list[Options]:
@@ -332,12 +342,15 @@ class Factorisation(Stage):
     ) -> dict[str, nn.Module]:
         """Replace each picked layer of ``work``; for a sequential method, after calibrating it anew."""
         built: dict[str, nn.Module] = {}
+        alone = [one for one in picked if not one[1].sequential]
+        with self.watch("build"):
+            made = in_threads(lambda one: one[1].build(one[0], statistics.get(one[0].name), one[2]), alone)
+            built |= {one[0].name: module for one, module in zip(alone, made, strict=True)}
         for done, (layer, method, choice) in enumerate(picked):
             self.progress("build", done, len(picked))
-            known = statistics.get(layer.name)
             if method.sequential:
                 known = self.collect(work, [layer], batches, {layer.name: [method]}, original)[layer.name]
-            with self.watch("build"):
-                built[layer.name] = method.build(layer, known, choice)
-                replace_(work, layer.name, built[layer.name])
-        return built
+                with self.watch("build"):
+                    built[layer.name] = method.build(layer, known, choice)
+            replace_(work, layer.name, built[layer.name])
+        return {layer.name: built[layer.name] for layer, _, _ in picked}

@@ -1,6 +1,7 @@
 """Measured sensitivities, against brute force by numpy."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -48,6 +49,11 @@ def test_the_grid_spans_the_errors_of_undominated_candidates() -> None:
     error = [64.0, 80.0, 16.0, 8.0, 4.0, 9.0, 1.0]
     assert grid(candidates(error), 3) == [0, 3, 6]
     assert grid(candidates(error), 50) == [0, 2, 3, 4, 6]
+
+
+def test_interpolated_candidates_are_not_measured() -> None:
+    known = replace(candidates([64.0, 32.0, 16.0, 8.0]), fitted=np.array([True, False, False, True]))
+    assert grid(known, 3) == [0, 3]
 
 
 def test_examples_are_taken_batch_by_batch() -> None:

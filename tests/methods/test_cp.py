@@ -62,7 +62,28 @@ def test_error_and_cost_are_as_predicted(name: str, metric: str) -> None:
         if metric == "input":
             assert float((built(x) - layer.module(x)).detach().square().sum()) / len(x) == expected
         elif metric == "two_sided":
-            assert loss_change(layer, built, x, gradient, 0.01) == expected
+            assert loss_change(layer, built, x, gradient, 1.0) == expected
+
+
+def test_ranks_between_the_fitted_ones_have_interpolated_errors_and_are_built() -> None:
+    layer, x = case("conv2d_dilated")
+    statistics = statistics_of(layer, x)
+    few = get_method("cp", metric="input", points=3, polish=0)
+    fitted = few.candidates(layer, statistics)
+    method = get_method("cp", metric="input", points=3, polish=0, interpolated=True)
+    found = method.candidates(layer, statistics)
+    assert found.fitted is not None
+    assert list(found.choices["rank"][found.fitted]) == list(fitted.choices["rank"])
+    assert np.allclose(found.error[found.fitted], fitted.error, rtol=1e-12)
+    index = int(np.flatnonzero(~found.fitted)[0])
+    low, high = index - 1, next(i for i in range(index, len(found)) if found.fitted[i])
+    ranks, logs = found.choices["rank"], np.log(found.error)
+    share = (ranks[index] - ranks[low]) / (ranks[high] - ranks[low])
+    assert logs[index] == pytest.approx(logs[low] + share * (logs[high] - logs[low]))
+    built = method.build(layer, statistics, found.choice(index))
+    assert measured_cost(built, x) == (found.params[index], found.macs[index])
+    error = float((built(x) - layer.module(x)).detach().square().sum()) / len(x)
+    assert found.error[high] * 0.9 < error < found.error[low] * 1.1
 
 
 def test_polishing_only_lowers_the_predicted_error() -> None:

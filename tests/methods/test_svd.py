@@ -155,7 +155,7 @@ def test_two_sided_metric_is_the_best_of_many_tries() -> None:
     table = get_method("svd", metric="two_sided").candidates(layer, statistics)
     weight, rows, g = layer.matrix()[0].numpy(), x.numpy(), gradient.numpy()
     metric = g.T @ g / len(g)
-    metric = metric + 0.01 * np.trace(metric) / 6 * np.eye(6)
+    metric = metric + np.trace(metric) / 6 * np.eye(6)
 
     def loss(parameters: np.ndarray) -> float:
         left, right = parameters[:6].reshape(6, 1), parameters[6:].reshape(1, 9)

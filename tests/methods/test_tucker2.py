@@ -54,7 +54,7 @@ def test_error_and_cost_are_as_predicted(name: str, metric: str) -> None:
         if metric == "input":
             assert float((built(x) - layer.module(x)).detach().square().sum()) / len(x) == expected
         elif metric == "two_sided":
-            assert loss_change(layer, built, x, gradient, 0.01) == expected
+            assert loss_change(layer, built, x, gradient, 1.0) == expected
 
 
 def low_rank_layer(noise: float = 0.02) -> nn.Conv2d:

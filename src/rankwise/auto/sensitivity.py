@@ -19,6 +19,7 @@ from rankwise.network.state import evaluating, unfused
 from rankwise.network.surgery import get_module, replace_
 from rankwise.recovery.divergence import divergence_of
 from rankwise.statistics import LayerStatistics
+from rankwise.threads import in_threads
 
 Floats = npt.NDArray[np.float64]
 
@@ -95,7 +96,8 @@ class Probe:
 def grid(candidates: Candidates, points: int) -> list[int]:
     """Up to ``points`` of the candidates that none beats in both cost and error, spread over the errors.
 
-    Evenly on a log scale, the smallest and the largest error included.
+    Evenly on a log scale, the smallest and the largest error included. Interpolated candidates are left
+    out.
     """
     price = candidates.params / max(1, candidates.params.max()) + candidates.macs / max(
         1, candidates.macs.max()
@@ -103,6 +105,8 @@ def grid(candidates: Candidates, points: int) -> list[int]:
     order = np.argsort(price, kind="stable")
     best = np.minimum.accumulate(np.concatenate([[np.inf], candidates.error[order]]))[:-1]
     front = order[candidates.error[order] < best]
+    if candidates.fitted is not None:
+        front = front[candidates.fitted[front]]
     if len(front) <= points:
         return [int(i) for i in front]
     levels = np.log(np.maximum(candidates.error[front], _FLOOR * max(candidates.scale, _FLOOR)))
@@ -137,16 +141,21 @@ def measured(
     tell: Any,
 ) -> list[tuple[Layer, list[tuple[Method, Candidates]]]]:
     """What the methods offer, with errors in measured divergence of the network's output (nats)."""
+    tried = [
+        (layer, method, candidates.choice(index))
+        for layer, offers in offered
+        for method, candidates in offers
+        for index in grid(candidates, points)
+    ]
+    modules = in_threads(lambda one: one[1].build(one[0], statistics.get(one[0].name), one[2]), tried)
     found = []
     for done, (layer, offers) in enumerate(offered):
         tell("measure", done, len(offered))
         new = []
         for method, candidates in offers:
-            known = {}
-            for index in grid(candidates, points):
-                built = method.build(layer, statistics.get(layer.name), candidates.choice(index))
-                known[index] = probe.divergence(layer.name, built)
+            known = {i: probe.divergence(layer.name, next(modules)) for i in grid(candidates, points)}
             finite = {i: v for i, v in known.items() if np.isfinite(v)}
             new.append((method, corrected(candidates, finite or dict.fromkeys(known, _HOPELESS))))
         found.append((layer, new))
+    modules.close()
     return found

@@ -130,8 +130,10 @@ class AutoStage(Stage):
         single, joint = self.measured(stage, survey, level, original, fit)
         if self.timed is not None:
             return [("measured", single, tuple(stage.choose(original, single, cost)))]
+        start = allocate([o.table for o in single.options])
+        if level.finalists == 1:
+            return [("measured", single, start)]
         with self.watch("search"):
-            start = allocate([o.table for o in single.options])
             refined = refine(joint, start, allocate, level.rounds)
         found = {"predicted": (survey, predicted), "measured": (single, start), "refined": (single, refined)}
         values = {name: joint.value(selection) for name, (_, selection) in found.items()}

@@ -166,7 +166,7 @@ def variants(
     roles: Iterable[str] = _ORDER,
     allocators: Iterable[str] | None = None,
 ) -> list[Variant]:
-    """The variants of the methods ``names`` (all registered ones by default), defaults first.
+    """The variants of the methods ``names`` (by default all registered ones, not "auto"), defaults first.
 
     Args:
         names: methods.
@@ -176,11 +176,11 @@ def variants(
     Raises:
         UnknownNameError: a name is not registered.
     """
-    known = methods()
+    known = [*methods(), Automatic.name]
     for name in names or ():
         if name not in known:
             raise UnknownNameError("method", name, known)
-    chosen = list(known) if names is None else list(dict.fromkeys(names))
+    chosen = list(methods()) if names is None else list(dict.fromkeys(names))
     wanted = set(roles)
     table = [*(Variant(name) for name in chosen), *(v for v in NAMED if v.method in chosen)]
     usable = None if allocators is None else set(allocators)

@@ -30,7 +30,8 @@ class Candidates:
     positions of one example; "weight" squared Frobenius error of the weight; "operator" relative
     operator norm; "loss" expected change of a loss. ``scale`` is the error, in the same unit, of
     replacing the layer by nothing (its bias or mean alone), so that ``error / scale`` is relative.
-    ``choices`` holds what ``build`` needs to know, by name, one array per name.
+    ``choices`` holds what ``build`` needs to know, by name, one array per name. ``fitted`` says which
+    errors were computed; the others are interpolated. None: all were.
     """
 
     params: npt.NDArray[np.int64]
@@ -39,6 +40,7 @@ class Candidates:
     choices: dict[str, npt.NDArray[Any]]
     unit: Unit
     scale: float = 1.0
+    fitted: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.error)

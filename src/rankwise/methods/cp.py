@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rankwise.linalg.cp import CPFit, CPOptions, cp_curve, cp_tensor, metric_error, refine
+from rankwise.linalg.cp import DEGENERATE, CPFit, CPOptions, cp_curve, cp_tensor, metric_error, refine
 from rankwise.linalg.cp_correction import error_preserving_correction
 from rankwise.linalg.cp_solver import component_norms
 from rankwise.methods.base import Candidates, Choice, Method, Statistic, register
@@ -22,8 +22,9 @@ from rankwise.statistics.record import LayerStatistics
 
 _POINTS = 20
 _POINTS_LARGE = 8
+_INTERPOLATED = 80
 _LARGE = 400_000  # weights
-_recalled: Recall[list[CPFit]] = Recall(96)
+_recalled: Recall[list[CPFit]] = Recall(256)
 
 
 def kernel_axes(geometry: Geometry, factors: int) -> list[tuple[int, ...]]:
@@ -89,7 +90,9 @@ class CP(Method):
             of the factors (error-preserving correction, for "identity" alone): helps rounding and
             fine-tuning, not accuracy.
         degenerate: offer fits whose terms cancel each other too; otherwise they are left out.
-        points: ranks offered per layer and factor count, at most.
+        points: ranks fitted per layer and factor count, at most.
+        interpolated: offer many more ranks, with errors interpolated on a log scale between the fitted
+            ones; the rank that is chosen is fitted for itself.
     """
 
     summary: ClassVar[str] = "CP: pointwise, depthwise, pointwise; fitted to weights, inputs or both sides"
@@ -106,6 +109,7 @@ class CP(Method):
     corrected: bool = False
     degenerate: bool = False
     points: int = _POINTS
+    interpolated: bool = False
 
     def __post_init__(self) -> None:
         check_metric(self.metric)
@@ -142,26 +146,33 @@ class CP(Method):
         """Up to 20 ranks per factor count, up to where the chain is as large as the layer."""
         bias = layer.bias() is not None or self._keeps_mean
         unit = metric_factor(self.metric, layer)
-        rows: list[tuple[int, int, float, float, int, int]] = []
+        rows: list[tuple[int, int, float, float, int, int, bool]] = []
         scale = 0.0
         for count in self._counts(layer.geometry):
-            ranks = rank_grid(layer, count, self.points)
-            curves = [self._curve(p, ranks) for p in self._problems(layer, statistics, count)]
-            params, macs = chain_cost(layer, cp_factors(layer.geometry, np.array(ranks), count, bias))
+            fitted = rank_grid(layer, count, self.points)
+            curves = [self._curve(p, fitted) for p in self._problems(layer, statistics, count)]
             scale = sum(curve[0].scale for curve in curves) * unit
+            errors = np.array([sum(curve[i].error for curve in curves) * unit for i in range(len(fitted))])
+            worst = np.array([max(curve[i].cancellation for curve in curves) for i in range(len(fitted))])
+            ranks = fitted
+            if self.interpolated:
+                ranks = [r for r in rank_grid(layer, count, _INTERPOLATED) if r >= fitted[0]]
+                errors, worst = between(fitted, errors, ranks), between(fitted, worst, ranks)
+            params, macs = chain_cost(layer, cp_factors(layer.geometry, np.array(ranks), count, bias))
             for i, rank in enumerate(ranks):
-                error = sum(curve[i].error for curve in curves) * unit
-                worst = max(curve[i].cancellation for curve in curves)
-                if self.degenerate or not any(curve[i].degenerate for curve in curves):
-                    rows.append((rank, count, worst, error, int(params[i]), int(macs[i])))
-        table = np.array(rows, np.float64).reshape(-1, 6)
+                if self.degenerate or worst[i] <= DEGENERATE:
+                    rows.append(
+                        (rank, count, worst[i], errors[i], int(params[i]), int(macs[i]), rank in fitted)
+                    )
+        table = np.array(rows, np.float64).reshape(-1, 7)
         choices = {
             "rank": table[:, 0].astype(np.int64),
             "factors": table[:, 1].astype(np.int64),
             "cancellation": table[:, 2].round(3),
         }
         params, macs = table[:, 4].astype(np.int64), table[:, 5].astype(np.int64)
-        return Candidates(params, macs, table[:, 3], choices, metric_unit(self.metric), scale)
+        known = table[:, 6] > 0 if self.interpolated else None
+        return Candidates(params, macs, table[:, 3], choices, metric_unit(self.metric), scale, known)
 
     def build(self, layer: Layer, statistics: LayerStatistics | None, choice: Choice) -> nn.Module:
         """Pointwise (the inputs' factor), depthwise per axis or all axes, pointwise with the bias."""
@@ -194,19 +205,23 @@ class CP(Method):
         modes = tuple(prod(sizes[axis] for axis in axes) for axes in kernel_axes(layer.geometry, count))
         return tensor_problems(layer, statistics, self.metric, self._keeps_mean, modes)
 
-    def _curve(self, problem: TensorProblem, ranks: Sequence[int]) -> list[CPFit]:
+    def _curve(self, problem: TensorProblem, ranks: Sequence[int], share: float = 1.0) -> list[CPFit]:
         metrics = {"input_metric": problem.input_metric, "output_metric": problem.output_metric}
+        options = replace(self._options, effort=share * self.effort)
         return _recalled(
-            (problem.tensor, *metrics.values(), list(ranks), self._options),
-            lambda: cp_curve(problem.tensor, ranks, options=self._options, **metrics),
+            (problem.tensor, *metrics.values(), list(ranks), options),
+            lambda: cp_curve(problem.tensor, ranks, options=options, **metrics),
         )
 
     def _fit(self, layer: Layer, problem: TensorProblem, rank: int, count: int) -> CPFit:
-        """The fit of ``rank`` on the curve that the candidates came from, polished."""
+        """The fit of ``rank`` on the curve that the candidates came from, or for itself; polished."""
         ranks = rank_grid(layer, count, self.points)
-        if rank not in ranks:
+        share = 1.0
+        if rank not in ranks and self.interpolated:
+            ranks, share = [rank], 1 / len(ranks)
+        elif rank not in ranks:
             ranks = [r for r in ranks if r < rank] + [rank]
-        fit = self._curve(problem, ranks)[ranks.index(rank)]
+        fit = self._curve(problem, ranks, share)[ranks.index(rank)]
         if self.polish == 0:
             return fit
         metrics = {"input_metric": problem.input_metric, "output_metric": problem.output_metric}
@@ -218,6 +233,12 @@ class CP(Method):
             return [corrected(problem.tensor, better, fit.error) if self.corrected else better]
 
         return _recalled(key, polished)[0]
+
+
+def between(ranks: Sequence[int], values: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+    """Positive ``values`` at ``ranks``, interpolated linearly in the logarithm at the ranks ``wanted``."""
+    found: np.ndarray = np.exp(np.interp(wanted, ranks, np.log(np.maximum(values, 1e-300))))
+    return found
 
 
 def corrected(tensor: Tensor, fit: CPFit, bound: float) -> CPFit:

@@ -17,7 +17,7 @@ Tensor = torch.Tensor
 Metric = Literal["identity", "input", "two_sided"]
 ROW_FLOOR = 1e-6
 """Smallest BatchNorm weight of a row, relative to the largest: rows of no consequence stay invertible."""
-GRADIENT_DAMPING = 0.01
+GRADIENT_DAMPING = 1.0
 """Added to E[g g^T], as a fraction of its mean diagonal."""
 
 
@@ -68,7 +68,7 @@ class RowWeights:
 
 
 def gradient_metric(statistics: LayerStatistics) -> Tensor:
-    """E[g g^T] of the loss gradient at an output, damped by 1 % of its mean diagonal (G, rows, rows)."""
+    """E[g g^T] of the loss gradient at an output, damped by its mean diagonal (G, rows, rows)."""
     return damped(statistics.gradient_moment, GRADIENT_DAMPING)
 
 

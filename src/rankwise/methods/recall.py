@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from hashlib import sha256
+from threading import Lock
 from typing import Generic, TypeVar
 
 import torch
@@ -26,19 +27,24 @@ class Recall(Generic[T]):
     """Remembers the last ``size`` results by the contents of their arguments.
 
     ``candidates`` and ``build`` of a method get the same arguments minutes apart; what they share is
-    computed once. Whether a result is remembered changes the time it takes and nothing else.
+    computed once. Whether a result is remembered changes the time it takes and nothing else. Several
+    threads may ask at once.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._known: OrderedDict[bytes, T] = OrderedDict()
+        self._lock = Lock()
 
     def __call__(self, arguments: Iterable[object], compute: Callable[[], T]) -> T:
         """The result for ``arguments``, from memory or from ``compute``."""
         key = digest(arguments)
-        if key not in self._known:
-            self._known[key] = compute()
+        with self._lock:
+            known = self._known.get(key)
+        found = compute() if known is None else known
+        with self._lock:
+            self._known[key] = found
+            self._known.move_to_end(key)
             while len(self._known) > self._size:
                 self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key]
+        return found

@@ -56,7 +56,7 @@ class Refit:
     holdout: float = SHARE
     residual: bool = True
     gradient: bool = True
-    damping: float = 0.01
+    damping: float = 1.0
     iterations: int = 8
     largest: int = 4608
 

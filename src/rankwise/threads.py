@@ -1,0 +1,41 @@
+"""Independent work in several threads, with the same results as one after the other."""
+
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_threads(work: Callable[[T], R], items: Sequence[T]) -> Generator[R, None, None]:
+    """``work(item)`` of every item, in order, in as many threads as torch may use.
+
+    Each thread then computes with one thread of torch's: small matrices gain nothing from more. Whether
+    gradients are recorded is as in the caller. With one thread, or one item, nothing is different from
+    ``map``. An error stops what has not begun yet, and so
+    does closing the generator before its end.
+
+    Args:
+        work: must not draw from torch's global generator, nor depend on the order of items.
+        items: what is worked on.
+    """
+    threads = torch.get_num_threads()
+    if min(threads, len(items)) < 2:
+        yield from map(work, items)
+        return
+    recorded = torch.is_grad_enabled()
+
+    def one(item: T) -> R:
+        with torch.set_grad_enabled(recorded):
+            return work(item)
+
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(min(threads, len(items)))
+    try:
+        yield from pool.map(one, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
