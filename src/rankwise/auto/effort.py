@@ -16,13 +16,14 @@ class Effort:
     Args:
         cp: work on CP decompositions per layer, in 1e9 floating-point operations.
         factors: of CP: 3, 4 or 0 for both.
-        ranks: of CP, offered per layer and factor count.
+        ranks: of CP, fitted per layer and factor count; those between them are offered too.
         polish: Gauss-Newton steps on the CP that is chosen.
         others: further methods that compete.
         points: candidates per layer and method whose effect on the output is measured; 0 for none.
         examples: calibration examples that measurements and the search look at.
         rounds: rounds of the local search on the joint divergence.
-        finalists: allocations that are refitted, of which held-out examples choose one.
+        finalists: allocations that are refitted, of which held-out examples choose one; with 1 there is
+            no search, and the measured one is taken.
         narrow: whether narrower channels compete with them; under a latency budget they always do.
     """
 
