@@ -23,7 +23,7 @@ from rankwise.experiments.runner import State, claimed, run_experiment, state_of
 from rankwise.experiments.trials import Trial, trials_of
 from rankwise.models import load_model
 from rankwise.results import load_network, read, read_metrics
-from tests.experiments.small import experiment, figures, written
+from tests.experiments.small import TEXT, experiment, figures, written
 
 
 def run(given: Experiment, out: Path, jobs: int = 1, **more: Any) -> State:
@@ -230,7 +230,8 @@ def test_a_class_can_be_left_out_of_calibration(tmp_path: Path) -> None:
 def test_a_run_that_is_stopped_loses_and_repeats_nothing(
     stop: signal.Signals, jobs: str, tmp_path: Path
 ) -> None:
-    path, out = written(tmp_path), tmp_path / "out"
+    many = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]  # so that the signal comes before the end, however busy the machine
+    path, out = written(tmp_path, TEXT.replace("[0.8, 0.5]", str(many))), tmp_path / "out"
     command = [sys.executable, "-m", "rankwise", "run", str(path), "--out", str(out), "--jobs", jobs]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     deadline = time.monotonic() + 240
@@ -245,9 +246,9 @@ def test_a_run_that_is_stopped_loses_and_repeats_nothing(
         assert process.returncode == 1 and "Traceback" not in said, said
     before = {file: file.stat().st_mtime_ns for file in out.glob("trials/*/metrics.json")}
     assert len(before) >= 2
-    given = experiment(data="digits")
+    given = experiment(data="digits", budgets=many)
     state = run(given, out)
-    assert len(state.finished) == 6
+    assert len(state.finished) == 18
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert not [file for file in out.rglob("*") if ".part" in file.name]
     run(given, tmp_path / "whole")
