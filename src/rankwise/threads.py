@@ -15,8 +15,7 @@ def in_threads(work: Callable[[T], R], items: Sequence[T]) -> Generator[R, None,
 
     Each thread then computes with one thread of torch's: small matrices gain nothing from more. Whether
     gradients are recorded is as in the caller. With one thread, or one item, nothing is different from
-    ``map``. An error stops what has not begun yet, and so
-    does closing the generator before its end.
+    ``map``. An error stops what has not begun yet, and so does closing the generator before its end.
 
     Args:
         work: must not draw from torch's global generator, nor depend on the order of items.

@@ -86,6 +86,16 @@ def test_ranks_between_the_fitted_ones_have_interpolated_errors_and_are_built() 
     assert found.error[high] * 0.9 < error < found.error[low] * 1.1
 
 
+@pytest.mark.parametrize("width", [16, 32, 48])
+def test_every_fitted_rank_is_among_the_interpolated_ones(width: int) -> None:
+    layer = layer_of(nn.Conv2d(width, width, 3), torch.randn(1, width, 4, 4))
+    method = get_method("cp", points=5, effort=0.001, polish=0, degenerate=True, interpolated=True)
+    found = method.candidates(layer, None)
+    assert found.fitted is not None
+    assert list(found.choices["rank"][found.fitted]) == rank_grid(layer, 3, 5)
+    assert len(found) > 40
+
+
 def test_polishing_only_lowers_the_predicted_error() -> None:
     layer, x = case("conv2d_dilated")
     statistics = statistics_of(layer, x)

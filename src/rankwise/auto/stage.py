@@ -124,15 +124,15 @@ class AutoStage(Stage):
 
         if not survey.options or (self.timed is not None and level.points == 0):
             return [("predicted", survey, tuple(stage.choose(original, survey, cost)))]
-        predicted = allocate([o.table for o in survey.options])
         if level.points == 0:
-            return [("predicted", survey, predicted)]
+            return [("predicted", survey, allocate([o.table for o in survey.options]))]
         single, joint = self.measured(stage, survey, level, original, fit)
         if self.timed is not None:
             return [("measured", single, tuple(stage.choose(original, single, cost)))]
         start = allocate([o.table for o in single.options])
         if level.finalists == 1:
             return [("measured", single, start)]
+        predicted = allocate([o.table for o in survey.options])
         with self.watch("search"):
             refined = refine(joint, start, allocate, level.rounds)
         found = {"predicted": (survey, predicted), "measured": (single, start), "refined": (single, refined)}

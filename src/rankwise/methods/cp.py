@@ -143,7 +143,7 @@ class CP(Method):
         return f"{what}: CP of rank 1 has {least} weights, no fewer than the layer's {layer.weight.numel()}"
 
     def candidates(self, layer: Layer, statistics: LayerStatistics | None) -> Candidates:
-        """Up to 20 ranks per factor count, up to where the chain is as large as the layer."""
+        """Ranks per factor count, up to where the chain is as large as the layer."""
         bias = layer.bias() is not None or self._keeps_mean
         unit = metric_factor(self.metric, layer)
         rows: list[tuple[int, int, float, float, int, int, bool]] = []
@@ -156,7 +156,9 @@ class CP(Method):
             worst = np.array([max(curve[i].cancellation for curve in curves) for i in range(len(fitted))])
             ranks = fitted
             if self.interpolated:
-                ranks = [r for r in rank_grid(layer, count, _INTERPOLATED) if r >= fitted[0]]
+                ranks = sorted(
+                    {*fitted, *(r for r in rank_grid(layer, count, _INTERPOLATED) if r > fitted[0])}
+                )
                 errors, worst = between(fitted, errors, ranks), between(fitted, worst, ranks)
             params, macs = chain_cost(layer, cp_factors(layer.geometry, np.array(ranks), count, bias))
             for i, rank in enumerate(ranks):
