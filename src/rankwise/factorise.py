@@ -24,6 +24,7 @@ from rankwise.threads import in_threads
 
 Batches = Iterable[Any]
 Offers = Sequence[tuple[Method, Candidates]]
+Pick = tuple[Layer, Method, Choice]
 _ROOT = "it is the model itself, which cannot be replaced inside itself: wrap it in nn.Sequential"
 
 
@@ -62,6 +63,16 @@ class Options:
             before,
             after,
         )
+
+
+def build_each(picked: Sequence[Pick], statistics: Mapping[str, LayerStatistics]) -> list[nn.Module]:
+    """The replacements, in order, of methods that do not depend on one another's."""
+
+    def build(pick: Pick) -> nn.Module:
+        layer, method, choice = pick
+        return method.build(layer, statistics.get(layer.name), choice)
+
+    return in_threads(build, picked)
 
 
 def merged(offers: Offers) -> Candidates:
@@ -234,7 +245,6 @@ class Factorisation(Stage):
         able: Mapping[str, Sequence[Method]],
         statistics: Mapping[str, LayerStatistics],
     ) -> tuple[list[Options], dict[str, str]]:
-        offered: list[tuple[Layer, Offers]] = []
         kept: dict[str, str] = {}
         reached = []
         for layer in layers:
@@ -251,10 +261,10 @@ class Factorisation(Stage):
 
         with self.watch("decompose"):
             self.progress("decompose", 0, len(reached))
-            for done, offers in enumerate(in_threads(offers_for, reached)):
-                if offers:
-                    offered.append((reached[done], offers))
-                self.progress("decompose", done + 1, len(reached))
+            found = in_threads(
+                offers_for, reached, lambda count: self.progress("decompose", count, len(reached))
+            )
+        offered = [(layer, offers) for layer, offers in zip(reached, found, strict=True) if offers]
         return self.tabulate(offered), kept
 
     def tabulate(self, offered: Sequence[tuple[Layer, Offers]]) -> list[Options]:
@@ -337,14 +347,14 @@ class Factorisation(Stage):
         work: nn.Module,
         original: nn.Module,
         batches: Batches | None,
-        picked: Sequence[tuple[Layer, Method, Choice]],
+        picked: Sequence[Pick],
         statistics: Mapping[str, LayerStatistics],
     ) -> dict[str, nn.Module]:
         """Replace each picked layer of ``work``; for a sequential method, after calibrating it anew."""
         built: dict[str, nn.Module] = {}
         alone = [one for one in picked if not one[1].sequential]
         with self.watch("build"):
-            made = in_threads(lambda one: one[1].build(one[0], statistics.get(one[0].name), one[2]), alone)
+            made = build_each(alone, statistics)
             built |= {one[0].name: module for one, module in zip(alone, made, strict=True)}
         for done, (layer, method, choice) in enumerate(picked):
             self.progress("build", done, len(picked))

@@ -1,6 +1,6 @@
 """Independent work in several threads, with the same results as one after the other."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,21 +10,27 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_threads(work: Callable[[T], R], items: Sequence[T]) -> Generator[R, None, None]:
+def in_threads(
+    work: Callable[[T], R], items: Sequence[T], done: Callable[[int], None] = lambda count: None
+) -> list[R]:
     """``work(item)`` of every item, in order, in as many threads as torch may use.
 
     Each thread then computes with one thread of torch's: small matrices gain nothing from more. Whether
     gradients are recorded is as in the caller. With one thread, or one item, nothing is different from
-    ``map``. An error stops what has not begun yet, and so does closing the generator before its end.
+    ``map``. An error stops what has not begun yet.
 
     Args:
         work: must not draw from torch's global generator, nor depend on the order of items.
         items: what is worked on.
+        done: called in the caller's thread with how many of the first items are finished.
     """
     threads = torch.get_num_threads()
+    found: list[R] = []
     if min(threads, len(items)) < 2:
-        yield from map(work, items)
-        return
+        for item in items:
+            found.append(work(item))
+            done(len(found))
+        return found
     recorded = torch.is_grad_enabled()
 
     def one(item: T) -> R:
@@ -34,7 +40,10 @@ def in_threads(work: Callable[[T], R], items: Sequence[T]) -> Generator[R, None,
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(min(threads, len(items)))
     try:
-        yield from pool.map(one, items)
+        for result in pool.map(one, items):
+            found.append(result)
+            done(len(found))
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
+    return found

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from rankwise.factorise import Offers
+from rankwise.factorise import Offers, build_each
 from rankwise.methods import Candidates, Method
 from rankwise.network import Layer
 from rankwise.network.batches import batch_size, forward, output_tensor, to_device
@@ -19,7 +19,6 @@ from rankwise.network.state import evaluating, unfused
 from rankwise.network.surgery import get_module, replace_
 from rankwise.recovery.divergence import divergence_of
 from rankwise.statistics import LayerStatistics
-from rankwise.threads import in_threads
 
 Floats = npt.NDArray[np.float64]
 
@@ -141,21 +140,21 @@ def measured(
     tell: Any,
 ) -> list[tuple[Layer, list[tuple[Method, Candidates]]]]:
     """What the methods offer, with errors in measured divergence of the network's output (nats)."""
+    grids = [[grid(candidates, points) for _, candidates in offers] for _, offers in offered]
     tried = [
         (layer, method, candidates.choice(index))
-        for layer, offers in offered
-        for method, candidates in offers
-        for index in grid(candidates, points)
+        for (layer, offers), chosen in zip(offered, grids, strict=True)
+        for (method, candidates), indices in zip(offers, chosen, strict=True)
+        for index in indices
     ]
-    modules = in_threads(lambda one: one[1].build(one[0], statistics.get(one[0].name), one[2]), tried)
+    modules = iter(build_each(tried, statistics))
     found = []
-    for done, (layer, offers) in enumerate(offered):
+    for done, ((layer, offers), chosen) in enumerate(zip(offered, grids, strict=True)):
         tell("measure", done, len(offered))
         new = []
-        for method, candidates in offers:
-            known = {i: probe.divergence(layer.name, next(modules)) for i in grid(candidates, points)}
+        for (method, candidates), indices in zip(offers, chosen, strict=True):
+            known = {index: probe.divergence(layer.name, next(modules)) for index in indices}
             finite = {i: v for i, v in known.items() if np.isfinite(v)}
             new.append((method, corrected(candidates, finite or dict.fromkeys(known, _HOPELESS))))
         found.append((layer, new))
-    modules.close()
     return found
