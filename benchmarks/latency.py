@@ -48,6 +48,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "interpolative": {"method": "interpolative"},
     "interpolative, closed-form": {"method": "interpolative", "recovery": ("closed-form",)},
     "interpolative, folded": {"method": "interpolative", "fold_batchnorm": True},
+    "interpolative, folded, closed-form": {
+        "method": "interpolative",
+        "fold_batchnorm": True,
+        "recovery": ("closed-form",),
+    },
+    "auto": {"method": "auto"},
     "whitened, folded": {"method": "whitened", "fold_batchnorm": True},
 }
 

@@ -71,7 +71,7 @@ def test_the_model_is_left_exactly_as_it_was() -> None:
     before = copy.deepcopy(model.state_dict())
     flags = [m.training for m in model.modules()]
     random = torch.get_rng_state()
-    result = compress(model, batches(), Budget(macs=0.6))
+    result = compress(model, batches(), Budget(macs=0.6), method="whitened")
     assert torch.equal(random, torch.get_rng_state())
     assert flags == [m.training for m in model.modules()]
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
@@ -81,12 +81,15 @@ def test_the_model_is_left_exactly_as_it_was() -> None:
 
 
 def test_same_inputs_same_plan_byte_for_byte() -> None:
-    first, second = (compression(small_cnn(), batches(), Budget(macs=0.5)).plan.to_json() for _ in range(2))
+    first, second = (
+        compression(small_cnn(), batches(), Budget(macs=0.5), method="whitened").plan.to_json()
+        for _ in range(2)
+    )
     assert first == second
 
 
 def test_every_layer_is_in_the_plan_with_a_reason_or_a_replacement() -> None:
-    plan = compression(small_cnn(), batches(), Budget(macs=0.6), exclude=["8"]).plan
+    plan = compression(small_cnn(), batches(), Budget(macs=0.6), method="whitened", exclude=["8"]).plan
     assert [edit.target for edit in plan.edits] == ["0", "3", "5", "8", "10"]
     kept = {edit.target: edit.reason for edit in plan.edits if edit.op == "keep"}
     assert "depthwise" in (kept["5"] or "") and "exclude" in (kept["8"] or "")
@@ -95,7 +98,9 @@ def test_every_layer_is_in_the_plan_with_a_reason_or_a_replacement() -> None:
 
 def test_rank_multiples_and_overrides_hold() -> None:
     wishes = {"8": {"rank": 8}, "3": {"dense": True}}
-    plan = compression(small_cnn(), batches(), Budget(macs=0.8), multiple_of=4, overrides=wishes).plan
+    plan = compression(
+        small_cnn(), batches(), Budget(macs=0.8), method="whitened", multiple_of=4, overrides=wishes
+    ).plan
     changed = {edit.target: edit.choice["rank"] for edit in plan.changes()}
     assert changed["8"] == 8 and "3" not in changed
     assert all(rank % 4 == 0 for rank in changed.values())
@@ -120,10 +125,10 @@ def test_dict_and_tuple_batches_are_understood() -> None:
         def forward(self, pixels: torch.Tensor, mask: Any = None) -> dict[str, torch.Tensor]:
             return {"logits": self.body(pixels)}
 
-    result = compress(Named(), [{"pixels": b} for b in batches()], Budget(macs=0.6))
+    result = compress(Named(), [{"pixels": b} for b in batches()], Budget(macs=0.6), method="whitened")
     assert result(pixels=batches()[0])["logits"].shape == (8, 10)
     labels = torch.zeros(8, dtype=torch.long)
-    labelled = compress(small_cnn(), [(b, labels) for b in batches()], Budget(macs=0.6))
+    labelled = compress(small_cnn(), [(b, labels) for b in batches()], Budget(macs=0.6), method="whitened")
     assert labelled(batches()[0]).shape == (8, 10)
 
 
@@ -131,7 +136,7 @@ def test_transformer_feed_forward_layers_compress_and_run_in_evaluation_mode() -
     torch.manual_seed(0)
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 64, batch_first=True), 2).eval()
     data = [torch.randn(4, 6, 16) for _ in range(2)]
-    done = compression(model, data, Budget(params=0.8))
+    done = compression(model, data, Budget(params=0.8), method="whitened")
     assert {edit.target.split(".")[-1] for edit in done.plan.changes()} <= {"linear1", "linear2"}
     mask = torch.zeros(4, 6, dtype=torch.bool)
     with torch.no_grad():
@@ -141,14 +146,14 @@ def test_transformer_feed_forward_layers_compress_and_run_in_evaluation_mode() -
 def test_a_model_that_is_one_layer_says_why_it_cannot_be_replaced() -> None:
     with pytest.raises(BudgetError, match="the smallest reachable is"):
         compress(nn.Linear(32, 32), [torch.randn(8, 32)], Budget(macs=0.5))
-    plan = compression(nn.Linear(32, 32), [torch.randn(8, 32)], Budget(macs=1.0)).plan
+    plan = compression(nn.Linear(32, 32), [torch.randn(8, 32)], Budget(macs=1.0), method="whitened").plan
     assert [edit.op for edit in plan.edits] == ["keep"] and "nn.Sequential" in str(plan.edits[0].reason)
 
 
 def test_an_impossible_budget_names_the_smallest_reachable() -> None:
     message = r"cannot be met by whitened: the smallest reachable is \d+ \(0\.\d+\)"
     with pytest.raises(BudgetError, match=message):
-        compress(small_cnn(), batches(), Budget(params=0.01))
+        compress(small_cnn(), batches(), Budget(params=0.01), method="whitened")
 
 
 def test_an_unknown_method_names_the_nearest() -> None:
@@ -176,7 +181,7 @@ def test_what_is_not_a_model_a_loader_or_a_budget_is_named(arguments: tuple[Any,
 def test_a_model_compressed_in_inference_mode_can_be_trained() -> None:
     model = small_cnn()
     with torch.inference_mode():
-        small = compress(model, batches(), Budget(macs=0.6), recovery="batchnorm")
+        small = compress(model, batches(), Budget(macs=0.6), method="whitened", recovery="batchnorm")
     small.train()(batches()[0]).sum().backward()
     assert all(parameter.grad is not None for parameter in small.parameters())
 
@@ -201,7 +206,7 @@ def test_nan_in_a_weight_names_the_layer() -> None:
     with pytest.raises(CalibrationError, match="'8'"):
         compress(model, batches(), Budget(macs=0.5), method="svd")
     with pytest.raises(CalibrationError, match="'8'"):
-        compress(model, batches(), Budget(macs=0.5))
+        compress(model, batches(), Budget(macs=0.5), method="whitened")
 
 
 def test_an_empty_loader_is_named() -> None:
@@ -223,7 +228,7 @@ def test_a_generator_is_refused_before_it_is_consumed() -> None:
 def test_data_aware_methods_ask_for_data_and_weight_only_ones_do_not() -> None:
     example = batches()[0]
     with pytest.raises(CalibrationError, match="'whitened' needs calibration batches"):
-        compress(small_cnn(), None, Budget(macs=0.5), example=example)
+        compress(small_cnn(), None, Budget(macs=0.5), method="whitened", example=example)
     result = compress(small_cnn(), None, Budget(macs=0.5), method="svd", example=example)
     assert measured(result)["macs"] <= 0.5 * measured(small_cnn())["macs"]
 

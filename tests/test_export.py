@@ -50,7 +50,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def small(inputs: tuple[torch.Tensor, torch.Tensor]) -> nn.Module:
     torch.manual_seed(0)
-    return compress(Scaled(), [inputs], Budget(macs=0.6))
+    return compress(Scaled(), [inputs], Budget(macs=0.6), method="whitened")
 
 
 def outputs(model: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -49,7 +49,7 @@ def test_two_steps_are_done_one_after_the_other(second: str) -> None:
 
 
 def test_an_edited_rank_is_built_saved_and_loaded(tmp_path: Path) -> None:
-    plan = compression(small_cnn(), batches(), Budget(macs=0.5)).plan
+    plan = compression(small_cnn(), batches(), Budget(macs=0.5), method="whitened").plan
     before = next(edit for edit in plan.edits if edit.target == "8")
     model = rankwise.apply(edited(plan, "8", rank=3), small_cnn(), batches())
     assert model[8][0].out_features == 3
@@ -72,7 +72,7 @@ def test_methods_that_look_at_what_follows_a_layer_see_it_again(method: Method) 
 
 
 def test_a_method_that_cannot_treat_the_layer_is_refused() -> None:
-    plan = compression(small_cnn(), batches(), Budget(macs=0.5)).plan
+    plan = compression(small_cnn(), batches(), Budget(macs=0.5), method="whitened").plan
     edits = [replace(e, method="relu_aware", config={}) if e.target == "8" else e for e in plan.edits]
     model = small_cnn()
     model[9] = nn.Tanh()
@@ -82,13 +82,13 @@ def test_a_method_that_cannot_treat_the_layer_is_refused() -> None:
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 def test_an_edit_that_leaves_nothing_is_refused() -> None:
-    plan = compression(small_cnn(), batches(), Budget(macs=0.5)).plan
+    plan = compression(small_cnn(), batches(), Budget(macs=0.5), method="whitened").plan
     with pytest.raises(PlanError, match="'8'"):
         rankwise.apply(edited(plan, "8", rank=0), small_cnn(), batches())
 
 
 def test_a_plan_of_another_model_names_the_layer() -> None:
-    plan = compression(small_cnn(), batches(), Budget(macs=0.5)).plan
+    plan = compression(small_cnn(), batches(), Budget(macs=0.5), method="whitened").plan
     with pytest.raises(PlanError, match="which the model does not have as a compressible layer"):
         rankwise.apply(plan, nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), batches())
 
@@ -121,12 +121,19 @@ def test_folding_alone_changes_no_output_and_recoveries_follow_it() -> None:
     assert isinstance(folded[1], nn.Identity)
     torch.testing.assert_close(outputs(folded), outputs(model), rtol=1e-4, atol=1e-5)
     recovered = compress(
-        model, batches(), Budget(macs=0.6), fold_batchnorm=True, recovery=("bias", "batchnorm")
+        model,
+        batches(),
+        Budget(macs=0.6),
+        method="whitened",
+        fold_batchnorm=True,
+        recovery=("bias", "batchnorm"),
     )
     assert torch.isfinite(outputs(recovered)).all()
 
 
 def test_a_layer_that_must_not_change_is_not_folded_into() -> None:
     model = with_statistics(small_cnn())
-    small = compress(model, batches(), Budget(macs=0.8), fold_batchnorm=True, exclude=["0"])
+    small = compress(
+        model, batches(), Budget(macs=0.8), method="whitened", fold_batchnorm=True, exclude=["0"]
+    )
     assert isinstance(small[1], nn.BatchNorm2d) and torch.equal(small[0].weight, model[0].weight)

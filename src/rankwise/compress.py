@@ -52,7 +52,7 @@ class Compression:
 class Settings:
     """How to compress: the options of :func:`compress`, which describes them, as one value."""
 
-    method: MethodLike | Sequence[MethodLike] = "whitened"
+    method: MethodLike | Sequence[MethodLike] = "auto"
     allocator: AllocatorLike = "knapsack"
     recovery: Sequence[RecoveryLike] = ()
     include: Patterns | None = None
@@ -60,7 +60,7 @@ class Settings:
     overrides: Mapping[str, Mapping[str, Any]] | None = None
     multiple_of: int = 1
     min_rank: int = 1
-    fold_batchnorm: bool = False
+    fold_batchnorm: bool | None = None
     seed: int = 0
     max_memory: int | None = None
     progress: Progress = silent
@@ -97,6 +97,11 @@ class Settings:
     def recipe(self) -> str | None:
         """The recipe of two methods, such as "interpolative+pca", if that is what is asked for."""
         return self.method if isinstance(self.method, str) and "+" in self.method else None
+
+    def folds(self, budget: Budget) -> bool:
+        """Whether BatchNorm is folded first."""
+        given = self.fold_batchnorm
+        return budget.latency is not None and self.automatic is not None if given is None else given
 
     @property
     def automatic(self) -> Automatic | None:
@@ -147,7 +152,7 @@ def compress(
     calibration: Iterable[Any] | None = None,
     budget: Budget | None = None,
     *,
-    method: MethodLike | Sequence[MethodLike] = "whitened",
+    method: MethodLike | Sequence[MethodLike] = "auto",
     allocator: AllocatorLike = "knapsack",
     recovery: Sequence[RecoveryLike] = (),
     example: Any = None,
@@ -156,7 +161,7 @@ def compress(
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
     multiple_of: int = 1,
     min_rank: int = 1,
-    fold_batchnorm: bool = False,
+    fold_batchnorm: bool | None = None,
     seed: int = 0,
     max_memory: int | None = None,
     progress: Progress = silent,
@@ -168,8 +173,9 @@ def compress(
         calibration: batches of inputs (tensors, tuples, dicts), labels not needed; iterated once, or
             several times when it can be. Weight-only methods need none, but then ``example``.
         budget: what may be kept of the whole model.
-        method: a name out of ``rankwise.methods.methods()``, a configured :class:`Method`, or several,
-            whose candidates then compete for every layer; or "FIRST+SECOND": two methods one after the
+        method: "auto" (or :class:`rankwise.Automatic`), which mixes methods per layer and refits; a name
+            out of ``rankwise.methods.methods()``, a configured :class:`Method`, or several, whose
+            candidates then compete for every layer; or "FIRST+SECOND": two methods one after the
             other, the budget split between them as agrees most with ``model`` on the calibration data.
         allocator: a name out of ``rankwise.allocation.allocators()`` or a configured one.
         recovery: what is done after surgery, in order: names out of ``rankwise.recovery.recoveries()``, or
@@ -184,7 +190,8 @@ def compress(
         min_rank: the smallest rank.
         fold_batchnorm: first fold each BatchNorm into the layer before it, where nothing else reads that
             layer and it may change, so that errors are those of what the network sees. A folded
-            BatchNorm no longer follows the data when the result is trained.
+            BatchNorm no longer follows the data when the result is trained. None: only where "auto" has a
+            budget of time, which folding saves for nothing.
         seed: for everything drawn at random.
         max_memory: bytes that the statistics may take at once; calibration then runs in waves.
         progress: called as ``progress(stage, done, total)``.
@@ -242,7 +249,7 @@ def compression(
         work, reference = duplicate(model), model
         folded = (
             fold_following_(work, example, original, settings.include, settings.exclude)
-            if settings.fold_batchnorm
+            if settings.folds(budget)
             else []
         )
         if folded:

@@ -1,17 +1,19 @@
 """The stage that keeps some channels of each group: find, calibrate, rank, allocate widths, cut, refit."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 from torch import nn
 
 from rankwise.allocation import apply_overrides
 from rankwise.allocation.iterative import Iterative
+from rankwise.allocation.measured import scaled_to
 from rankwise.allocation.widths import WidthCurve, allocate_widths, narrowest, width_tables
 from rankwise.errors import BudgetError, CalibrationError
 from rankwise.iterate import Iteration
-from rankwise.methods.selection import ChannelMethod
+from rankwise.methods.selection import ChannelMethod, GroupView
 from rankwise.methods.selection.interpolative import Interpolative
 from rankwise.network import Cost
 from rankwise.network.select import apply_selection_, one_by_one, selection_of
@@ -20,6 +22,9 @@ from rankwise.plan import Edit
 from rankwise.scene import Batches, Scene, refit_
 from rankwise.stage import Stage
 from rankwise.statistics.channels import ChannelMoments
+
+JUDGED = (0.25, 0.5, 0.75, 0.9)
+"""Widths, as shares of a group, whose effect is measured."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,13 @@ class Narrowing(Stage):
     """Settings of the stage; :meth:`run_` changes a model in place and returns the edits.
 
     ``known`` holds what an earlier stage measured of the same model and calibration, and takes what this
-    one adds, where all groups are narrowed at once.
+    one adds, where all groups are narrowed at once. ``judge`` measures how much worse a narrowed network
+    is; where it is given, the predicted errors of all widths are scaled to what it says of a few.
     """
 
     method: ChannelMethod
     known: dict[str, ChannelMoments] | None = None
+    judge: Callable[[nn.Module], float] | None = None
 
     def run_(
         self, work: nn.Module, original: nn.Module, example: Any, batches: Batches | None, cost: Cost
@@ -135,6 +142,9 @@ class Narrowing(Stage):
                 view = views[group.name] = scene.view(group)
                 orders[group.name] = self.method.order(view)
                 curves.append(WidthCurve(group.name, self.method.errors(view, orders[group.name]).numpy()))
+        if self.judge is not None:
+            with self.watch("measure"):
+                curves = [self._judged(self.judge, scene, views[c.name], orders[c.name], c) for c in curves]
         with self.watch("allocate"):
             widths = self._widths(scene, views, orders, curves)
         kept = {n: self.method.kept(views[n], orders[n], k) for n, k in zip(views, widths, strict=True)}
@@ -144,6 +154,25 @@ class Narrowing(Stage):
             apply_selection_(scene.model, selection_of(scene.groups, changed), folds)
         error = {c.name: (float(c.error[k]), float(c.error[0])) for c, k in zip(curves, widths, strict=True)}
         return Outcome(kept, error)
+
+    def _judged(
+        self,
+        judge: Callable[[nn.Module], float],
+        scene: Scene,
+        view: GroupView,
+        order: Any,
+        curve: WidthCurve,
+    ) -> WidthCurve:
+        """The curve in the unit of ``judge``, who sees the network with this group alone narrowed."""
+        name, known = curve.name, {}
+        for width in sorted({max(1, round(share * curve.size)) for share in JUDGED} - {curve.size}):
+            kept = {name: self.method.kept(view, order, width)}
+            model = duplicate(scene.model)
+            apply_selection_(model, selection_of(scene.groups, kept), scene.folds({name: view}, kept))
+            known[width] = judge(model)
+        finite = {width: value for width, value in known.items() if isfinite(value)}
+        error = scaled_to(curve.error, finite, float(curve.error[0])) if finite else curve.error
+        return replace(curve, error=error)
 
     def _widths(
         self, scene: Scene, views: Mapping[str, Any], orders: Mapping[str, Any], curves: Sequence[WidthCurve]

@@ -1,6 +1,6 @@
 """Doing again, on a model with weights, what a plan says."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from rankwise.allocation import get_allocator
+from rankwise.auto import Automatic
 from rankwise.errors import PlanError
 from rankwise.factorise import Factorisation
 from rankwise.methods import get_method
@@ -16,7 +17,9 @@ from rankwise.network import find_layers, model_cost
 from rankwise.network.batches import first_batch
 from rankwise.network.spec import describe
 from rankwise.network.state import duplicate, preserved
-from rankwise.plan import Edit, Plan, attach_plan_, plan_of, reshape_
+from rankwise.plan import Edit, Plan, attach_plan_, outputs_left, plan_of, reshape_
+from rankwise.recovery import refit_
+from rankwise.recovery.holdout import hold_out
 
 
 def apply(
@@ -31,7 +34,8 @@ def apply(
 
     The plan of the result says what was built: where an edit asks for another shape than the one it
     describes, because it was edited by hand, its description and cost are new and its error is left
-    out. Recoveries in the plan's settings are not repeated.
+    out. Recoveries in the plan's settings are not repeated; the closed-form refit that is a part of
+    "auto" is, where there are calibration batches.
 
     Args:
         plan: from :func:`rankwise.plan_of`, a file, or edited by hand.
@@ -48,12 +52,33 @@ def apply(
     work = duplicate(model)
     edits: list[Edit] = []
     with preserved(model):
-        for step in plan.steps():
-            edits += _step_(work, step, calibration, example, seed)
+        for index, step in enumerate(plan.steps()):
+            settings = plan.settings[index] if index < len(plan.settings) else {}
+            if calibration is not None and _automatic(settings):
+                edits += _refitted_(work, step, calibration, example, seed)
+            else:
+                edits += _step_(work, step, calibration, example, seed)
     final = model_cost(work, example).as_dict()
     done = Plan(tuple(edits), model_cost(model, example).as_dict(), final, plan.settings)
     attach_plan_(work, plan_of(model) + done)
     return work
+
+
+def _automatic(settings: Mapping[str, Any]) -> bool:
+    """Whether a call with these settings was one of "auto"."""
+    return [method.get("name") for method in settings.get("methods", ())] == [Automatic.name]
+
+
+def _refitted_(
+    work: nn.Module, step: Sequence[Edit], calibration: Iterable[Any], example: Any, seed: int
+) -> list[Edit]:
+    """As :func:`_step_`, and the refit: on the batches that "auto" fits on, which are not all."""
+    before, (fit, _) = duplicate(work), hold_out(calibration)
+    done = _step_(work, step, fit, example, seed)
+    folded = [edit for edit in step if edit.op == "fold_batchnorm"]
+    reshape_(before, Plan(tuple(folded)))
+    refit_(work, before, fit.batches, outputs_left(before, done))
+    return done
 
 
 def _step_(

@@ -64,6 +64,18 @@ def test_the_plan_tells_what_was_measured(done: tuple[nn.Module, nn.Module], tmp
         assert torch.equal(again.eval()(x), small.eval()(x))
 
 
+@pytest.mark.parametrize("folded", [False, True])
+def test_its_plan_builds_the_same_network_again_the_refit_included(folded: bool) -> None:
+    model, data = net(), batches()
+    small = rankwise.compress(
+        model, data, rankwise.Budget(macs=0.5), method=Automatic("fast"), fold_batchnorm=folded
+    )
+    again = rankwise.apply(plan_of(small), model, data)
+    x = images(4, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(x), small.eval()(x), rtol=1e-4, atol=1e-5)
+
+
 def test_the_original_is_left_alone_and_the_same_seed_gives_the_same_network() -> None:
     model = net()
     kept = copy.deepcopy(model.state_dict())

@@ -36,7 +36,7 @@ def test_a_trial_says_what_compress_and_compare_say(tmp_path: Path) -> None:
     metrics = read_metrics(folder_of(trial, tmp_path))
     assert metrics is not None
     model, data = load_model("digits_cnn").module, load_data("digits")
-    small = compress(model, data.calibration(64, 0).batches(128), Budget(params=0.6))
+    small = compress(model, data.calibration(64, 0).batches(128), Budget(params=0.6), method="whitened")
     found = compare(model, small, data.testing().take(60).batches(128))
     for stage, evaluation in (("original", found.a), ("compressed", found.b)):
         expected = json.loads(json.dumps(evaluation.to_json()))

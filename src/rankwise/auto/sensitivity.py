@@ -1,6 +1,6 @@
 """What a candidate really does to the network's output: measured, one layer at a time."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from rankwise.allocation.measured import scaled_to
 from rankwise.factorise import Offers, build_each
 from rankwise.methods import Candidates, Method
 from rankwise.network import Layer
@@ -76,12 +77,19 @@ class Probe:
 
         Layers must be asked for in the order in which they run: what comes before is not computed anew.
         """
+        return self._mean(lambda index, batch: self._output(layer, module, index, batch))
+
+    def of(self, model: nn.Module) -> float:
+        """Mean divergence of the output of another network."""
+        with evaluating(model):
+            return self._mean(lambda _, batch: output_tensor(forward(model, batch)))
+
+    def _mean(self, output: Callable[[int, Any], torch.Tensor]) -> float:
         self.measured += 1
         total, rows = 0.0, 0
         with torch.no_grad(), evaluating(self.model), unfused():
             for index, (batch, expected) in enumerate(zip(self.batches, self.expected, strict=True)):
-                found = self._output(layer, module, index, batch)
-                values = divergence_of(expected, found)
+                values = divergence_of(expected, output(index, batch))
                 total, rows = total + float(values.sum()), rows + len(values)
         return total / rows if np.isfinite(total) else float("inf")
 
@@ -116,20 +124,14 @@ def grid(candidates: Candidates, points: int) -> list[int]:
 def corrected(candidates: Candidates, known: dict[int, float]) -> Candidates:
     """The candidates with errors in measured divergence: the prediction times what it was off by.
 
-    The factor, measured / predicted, is interpolated linearly in the logarithm of the predicted error
-    between the measured candidates, and constant outside them.
+    See :func:`rankwise.allocation.measured.scaled_to`.
 
     Args:
         candidates: predicted errors.
         known: measured divergence by index.
     """
-    tiny = _FLOOR * max(candidates.scale, _FLOOR)
-    predicted = np.maximum(candidates.error, tiny)
-    indices = sorted(known, key=lambda i: predicted[i])
-    levels = np.log(predicted[indices])
-    off = np.log(np.maximum([known[i] for i in indices], _FLOOR)) - levels
-    error = predicted * np.exp(np.interp(np.log(predicted), levels, off))
-    return replace(candidates, error=np.where(candidates.error > 0, error, 0.0), unit="loss", scale=1.0)
+    error = scaled_to(candidates.error, known, candidates.scale)
+    return replace(candidates, error=error, unit="loss", scale=1.0)
 
 
 def measured(

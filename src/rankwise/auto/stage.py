@@ -97,7 +97,8 @@ class AutoStage(Stage):
     ) -> list[Finalist]:
         """Narrower channels by interpolative decomposition, which are faster wherever MACs are not."""
         model = duplicate(original)
-        stage = Narrowing(method=get_method("interpolative"), **self._common())
+        judge = Probe(duplicate(original), some_examples(fit, level.examples)).of if level.points else None
+        stage = Narrowing(method=get_method("interpolative"), judge=judge, **self._common())
         edits = stage.run_(model, original, example, fit, cost)
         return [self._refitted("narrowed", model, original, edits, fit, held)]
 

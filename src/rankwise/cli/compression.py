@@ -69,7 +69,7 @@ def compress(
     model: options.FileOrModel,
     data: options.Data,
     weights: options.Weights = None,
-    method: options.Method = "whitened",
+    method: options.Method = "auto",
     method_option: options.MethodOptions = None,
     allocator: options.Allocator = "knapsack",
     allocator_option: options.AllocatorOptions = None,
@@ -81,7 +81,7 @@ def compress(
     exclude: options.Exclude = None,
     multiple_of: options.MultipleOf = 1,
     max_memory: options.MaxMemory = None,
-    fold_batchnorm: options.FoldBatchNorm = False,
+    fold_batchnorm: options.FoldBatchNorm = None,
     out: options.Out = None,
     json: options.Json = False,
 ) -> None:
@@ -104,7 +104,7 @@ def _run(
     model: str, data: str, weights: str | None, method: str, method_option: list[str] | None, allocator: str,
     allocator_option: list[str] | None, budget: str, recover: str, calibration: int | None,
     seed: int, include: list[str] | None, exclude: list[str] | None, multiple_of: int,
-    max_memory: float | None, fold_batchnorm: bool,
+    max_memory: float | None, fold_batchnorm: bool | None,
 ) -> Run:  # fmt: skip
     return Run(
         model, data, weights, method, options.settings(method_option), allocator,
@@ -204,7 +204,7 @@ def plan(
     data: options.Data,
     out: Annotated[Path, typer.Option(help="File for the plan.")] = Path("plan.json"),
     weights: options.Weights = None,
-    method: options.Method = "whitened",
+    method: options.Method = "auto",
     method_option: options.MethodOptions = None,
     allocator: options.Allocator = "knapsack",
     allocator_option: options.AllocatorOptions = None,
@@ -215,7 +215,7 @@ def plan(
     exclude: options.Exclude = None,
     multiple_of: options.MultipleOf = 1,
     max_memory: options.MaxMemory = None,
-    fold_batchnorm: options.FoldBatchNorm = False,
+    fold_batchnorm: options.FoldBatchNorm = None,
     json: options.Json = False,
 ) -> None:
     """Decide what would be done to every layer, and write it as a plan to read or edit."""

@@ -58,7 +58,11 @@ MaxMemory = Annotated[
     float | None, typer.Option(help="GiB that the calibration statistics may take at once.")
 ]
 FoldBatchNorm = Annotated[
-    bool, typer.Option("--fold-batchnorm", help="First fold each BatchNorm into the layer before it.")
+    bool | None,
+    typer.Option(
+        "--fold-batchnorm/--no-fold-batchnorm",
+        help="First fold each BatchNorm into the layer before it [default: for auto and latency].",
+    ),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder for the model, the plan and the metrics.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

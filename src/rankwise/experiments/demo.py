@@ -1,4 +1,4 @@
-"""The demonstration: train, compress, recover by refit and distillation, evaluate, save, reload."""
+"""The demonstration: train, compress by ``auto``, distil, evaluate, save, reload."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from rankwise.io import load, save
 from rankwise.models import load_model, train_digits
 from rankwise.progress import Progress, silent
 
-RECOVERY = ("closed-form", "distill")
+RECOVERY = ("distill",)
 
 
 def run_demo(out: Path, seed: int = 0, progress: Progress = silent) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def run_demo(out: Path, seed: int = 0, progress: Progress = silent) -> dict[str,
     calibration = data.calibration(512, seed).batches(128)
     recovering = Recovering(data, calibration, seed, progress=progress)
     done = compression(
-        model, calibration, Budget(macs=0.5), recovery=recovering.all(RECOVERY), seed=seed, progress=progress,
-        notes={"model": "digits_cnn", "data": "digits"},
+        model, calibration, Budget(macs=0.5), recovery=recovering.all(RECOVERY), seed=seed,
+        progress=progress, notes={"model": "digits_cnn", "data": "digits"},
     )  # fmt: skip
     test = data.testing().batches(128)
     progress("evaluate", 0, 1)

@@ -32,7 +32,7 @@ class Run:
     model: str
     data: str
     weights: str | None = None
-    method: str = "whitened"
+    method: str = "auto"
     method_options: dict[str, Any] = field(default_factory=dict)
     allocator: str = "knapsack"
     allocator_options: dict[str, Any] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Run:
     exclude: tuple[str, ...] = ()
     multiple_of: int = 1
     max_memory: int | None = None
-    fold_batchnorm: bool = False
+    fold_batchnorm: bool | None = None
 
 
 def prepare(run: Run) -> tuple[LoadedModel, DataSet]:
