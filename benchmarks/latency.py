@@ -34,6 +34,7 @@ from rankwise.methods import get_method
 from rankwise.models import load_model
 from rankwise.network import model_cost
 from rankwise.network.batchnorm import fold_batchnorm_, following_batchnorm
+from rankwise.plan import plan_of
 from torch_pruning_peer import pruner
 
 Row = dict[str, Any]
@@ -162,6 +163,10 @@ def accurate(options: argparse.Namespace) -> Iterator[Row]:
         found["seconds"] = round(time.monotonic() - start, 1)
         found["time"] = round(measured(target, model, small, example), 4)
         found["macs"] = round(model_cost(small, example).macs / model_cost(model, example).macs, 4)
+        notes = [note for note in plan_of(small).settings if "latency" in note]
+        if notes:
+            found |= {key: notes[-1][key] for key in ("chosen", "held_out_divergence") if key in notes[-1]}
+            found |= {key: notes[-1]["latency"][key] for key in ("measured", "rounds")}
         return {**found, "top1": round(100 * float(evaluate(small, judged, resamples=1).top1 or 0), 2)}
 
     yield row("original", 1.0, lambda: model)

@@ -1,12 +1,13 @@
 """The stage that narrows channel groups, through the public verbs."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torchvision
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankwise.allocation import Iterative, get_allocator
@@ -15,6 +16,7 @@ from rankwise.compress import compress
 from rankwise.errors import BudgetError, CalibrationError, RankwiseError
 from rankwise.iterate import Iteration
 from rankwise.methods import get_method
+from rankwise.narrow import Narrowing
 from rankwise.network import find_layers, model_cost
 from rankwise.network.channels import find_groups
 from rankwise.plan import Plan, plan_of, reshape_
@@ -258,6 +260,31 @@ def test_wishes_for_groups() -> None:
     assert (kept.features[0].out_channels, kept.classifier[1].out_features) == (8, 20)
     reasons = {edit.target: edit.reason for edit in plan_of(kept).edits}
     assert "excluded" in (reasons["features.0"] or "")
+
+
+def test_a_judge_of_networks_decides_between_groups() -> None:
+    """The judge minds nothing but the first group, which prediction alone would narrow."""
+    net, batches = settled(SmallVGG, 3, 16, 16), random_batches(3, 16, 16)
+    cost, first = model_cost(net, batches[0]), find_groups(net, batches[0])[0]
+    seen: list[int] = []
+
+    def judge(model: nn.Module) -> float:
+        seen.append(sum(p.numel() for p in model.parameters()))
+        width = model.get_submodule(first.producers[0].name).weight.shape[0]
+        return 1.0 if width < first.size else 1e-9
+
+    def widths(judge: Callable[[nn.Module], float] | None) -> dict[str, int]:
+        stage = Narrowing(
+            method=get_method("interpolative"), allocator=get_allocator("knapsack"),
+            limits={"macs": int(0.7 * cost.macs)}, judge=judge,
+        )  # fmt: skip
+        edits = stage.run_(copy.deepcopy(net), net, batches[0], batches, cost)
+        return {edit.target: edit.choice.get("rank", 0) for edit in edits}
+
+    assert widths(None)[first.name] > 0
+    judged = widths(judge)
+    assert judged[first.name] == 0 and any(judged.values())
+    assert max(seen) < cost.params
 
 
 def test_errors_say_what_is_wrong() -> None:

@@ -38,6 +38,18 @@ def test_a_measurement_is_the_divergence_of_the_network_with_one_layer_replaced(
     assert all(type(m) is type(n) for m, n in zip(probe.model.modules(), model.modules(), strict=True))
 
 
+def test_another_network_is_measured_as_a_whole() -> None:
+    torch.manual_seed(0)
+    model, other = SkipNet().eval(), SkipNet()
+    batches = [images(6, seed) for seed in range(2)]
+    found = Probe(model, batches).of(other)
+    assert other.training
+    other.eval()
+    with torch.no_grad():
+        p, q = (torch.cat([m(b) for b in batches]).double().softmax(1).numpy() for m in (model, other))
+    assert np.isclose(found, (p * np.log(p / q)).sum(1).mean(), rtol=1e-4)
+
+
 def test_predictions_are_scaled_by_what_was_measured_between_the_measured_points() -> None:
     found = corrected(candidates([100.0, 10.0, 1.0, 0.0]), {0: 1.0, 2: 0.1})
     # factors 1/100 and 1/10; half-way on the log scale their geometric mean

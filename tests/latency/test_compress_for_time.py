@@ -1,12 +1,13 @@
 """Latency budgets through the public verb, with a clock that counts instead of timing."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from rankwise import Budget, compress
+from rankwise import Automatic, Budget, compress
 from rankwise.compress import compression
 from rankwise.errors import BudgetError
 from rankwise.latency import Target
@@ -123,6 +124,26 @@ def test_folded_batchnorm_counts_as_time_won(timer: FakeTimer) -> None:
     )
     assert {edit.op for edit in done.plan.edits} == {"fold_batchnorm", "keep"}
     assert done.final.macs == done.original.macs
+
+
+def test_auto_folds_batchnorm_where_time_is_asked_for_and_nowhere_else(timer: FakeTimer) -> None:
+    net, batches = _net(), [EXAMPLE + 0.1 * i for i in range(4)]
+
+    def folds(budget: Budget, method: Any = Automatic("fast"), **options: bool) -> bool:
+        done = compression(net, batches, budget, method=method, **options)
+        return any(edit.op == "fold_batchnorm" for edit in done.plan.edits)
+
+    assert folds(Budget(latency=0.7))
+    assert not folds(Budget(latency=0.7), fold_batchnorm=False)
+    assert not folds(Budget(macs=0.7))
+    assert not folds(Budget(latency=0.7), "whitened")
+
+
+def test_under_a_latency_budget_auto_measures_widths_too(timer: FakeTimer) -> None:
+    net, batches = _net(), [EXAMPLE + 0.1 * i for i in range(4)]
+    small = compress(net, batches, Budget(latency=0.6), method="auto")
+    assert 0.5 <= _share(timer, small, net) <= 0.6
+    assert "narrowed" in plan_of(small).settings[-1]["held_out_divergence"]
 
 
 def test_absolute_times_and_other_measures_hold_together(timer: FakeTimer) -> None:

@@ -193,7 +193,9 @@ def test_linearisation_against_autograd(weighted: bool) -> None:
     torch.testing.assert_close(downhill, -jacobian.T @ residual(*factors))
     steps = [randn(*f.shape, seed=9 + n) for n, f in enumerate(factors)]
     image = torch.cat([p.flatten() for p in system.product(steps)])
-    torch.testing.assert_close(image, jacobian.T @ (jacobian @ torch.cat([s.flatten() for s in steps])))
+    wanted = jacobian.T @ (jacobian @ torch.cat([s.flatten() for s in steps]))
+    single = {"rtol": 1e-4, "atol": 1e-5 * float(wanted.abs().max())} if weighted else {}
+    torch.testing.assert_close(image, wanted, **single)
     first = problem.solve_first(factors)
     best = problem.value([first, *factors[1:]])
     assert best <= problem.value([first + 1e-3 * randn(*first.shape, seed=20), *factors[1:]])

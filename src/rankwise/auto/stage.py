@@ -90,7 +90,10 @@ class AutoStage(Stage):
         """The best mixtures of factorisations."""
         stage, survey = self.surveyed(original, example, fit, level)
         found = self._search(stage, survey, level, original, fit, cost)
-        return [self._finalist(stage, *one, original, fit, held) for one in found]
+        return [
+            self._finalist(stage, name, finished(known, level), selection, original, fit, held)
+            for name, known, selection in found
+        ]
 
     def _narrowed(
         self, original: nn.Module, example: Any, fit: Part, held: Part, cost: Cost, level: Effort
@@ -190,6 +193,13 @@ class AutoStage(Stage):
             refit_(model, original, fit.batches, outputs_left(original, edits))
         settled = None if self.timed is None else self.timed.settled
         return Finalist(name, model, edits, divergence(model, original, held), settled)
+
+
+def finished(survey: Survey, level: Effort) -> Survey:
+    """The survey with methods that work as hard as ``level`` does on what was chosen."""
+    methods = {id(m): level.finished(m) for o in survey.options for m, _, _ in o.origin}
+    options = [replace(o, origin=[(methods[id(m)], c, i) for m, c, i in o.origin]) for o in survey.options]
+    return replace(survey, options=options)
 
 
 def offers_of(options: Options) -> list[tuple[Any, Any]]:

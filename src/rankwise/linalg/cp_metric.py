@@ -27,6 +27,7 @@ class Weighted:
     def __init__(self, tensor: Tensor, metric: Tensor) -> None:
         matrix = tensor.flatten(1)
         self.tensor, self.metric = tensor, metric
+        self._single = metric.float()
         self._weighted = matrix @ metric  # (dim_0, P)
         self._square = float((self._weighted * matrix).sum())
 
@@ -43,22 +44,26 @@ class Weighted:
         return solve_gram(rest.T @ (self.metric @ rest), self._weighted @ rest)
 
     def linearise(self, factors: Factors) -> Linearisation:
-        """The normal equations around ``factors``; one product with the metric for each application."""
+        """The normal equations around ``factors``; one product with the metric for each application.
+
+        Products are made in single precision: they only give directions, whose gain is judged in double.
+        """
         first, rest = factors[0], khatri_rao(factors[1:])
         weighted = self.metric @ rest  # (P, R)
         outer, inner = first.T @ first, rest.T @ weighted  # (R, R) both
 
-        def pull_back(slope: Tensor) -> Factors:
-            """The gradient for each later factor of a gradient ``(P, R)`` for their Khatri-Rao product."""
-            full = slope.unflatten(0, [f.shape[0] for f in factors[1:]])
-            return [_contract(full, factors[1:], mode) for mode in range(len(factors) - 1)]
+        singles = [f.float() for f in factors]
+        single = [t.float() for t in (rest, weighted, outer, inner)]
 
         def product(steps: Factors) -> Factors:
-            moved = torch.zeros_like(rest)
-            for mode in range(1, len(factors)):
-                moved += khatri_rao([steps[n] if n == mode else factors[n] for n in range(1, len(factors))])
-            slope = self.metric @ (moved @ outer + rest @ (steps[0].T @ first))
-            return [steps[0] @ inner + first @ (moved.T @ weighted), *pull_back(slope)]
+            around, weighed, out, into = single
+            by = [step.float() for step in steps]
+            moved = torch.zeros_like(around)
+            for mode in range(1, len(singles)):
+                moved += khatri_rao([by[n] if n == mode else singles[n] for n in range(1, len(singles))])
+            slope = self._single @ (moved @ out + around @ (by[0].T @ singles[0]))
+            leading = by[0] @ into + singles[0] @ (moved.T @ weighed)
+            return [t.double() for t in (leading, *_pulled_back(slope, singles))]
 
         downhill = self._weighted.T @ first - weighted @ outer
         squares = [f.T @ f for f in factors]
@@ -69,7 +74,14 @@ class Weighted:
                 if n != mode:
                     gram = gram * square
             grams.append(gram)
-        return Linearisation([self._weighted @ rest - first @ inner, *pull_back(downhill)], grams, product)
+        leading = self._weighted @ rest - first @ inner
+        return Linearisation([leading, *_pulled_back(downhill, factors)], grams, product)
+
+
+def _pulled_back(slope: Tensor, factors: Factors) -> Factors:
+    """The gradient for each later factor of a gradient ``(P, R)`` for their Khatri-Rao product."""
+    full = slope.unflatten(0, [f.shape[0] for f in factors[1:]])
+    return [_contract(full, factors[1:], mode) for mode in range(len(factors) - 1)]
 
 
 def _contract(full: Tensor, factors: Factors, mode: int) -> Tensor:
