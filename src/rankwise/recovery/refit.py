@@ -57,7 +57,7 @@ class Refit:
     residual: bool = True
     gradient: bool = True
     damping: float = 1.0
-    iterations: int = 8
+    iterations: int = 20
     largest: int = 4608
 
 
