@@ -12,7 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankwise.linalg.cp_solver import Euclidean, Factors, Linearisation, khatri_rao, solve_gram
+from rankwise.linalg.cp_solver import (
+    Euclidean,
+    Factors,
+    Linearisation,
+    contract,
+    khatri_rao,
+    solve_gram,
+)
 
 
 class Weighted:
@@ -81,17 +88,7 @@ class Weighted:
 def _pulled_back(slope: Tensor, factors: Factors) -> Factors:
     """The gradient for each later factor of a gradient ``(P, R)`` for their Khatri-Rao product."""
     full = slope.unflatten(0, [f.shape[0] for f in factors[1:]])
-    return [_contract(full, factors[1:], mode) for mode in range(len(factors) - 1)]
-
-
-def _contract(full: Tensor, factors: Factors, mode: int) -> Tensor:
-    """Multiply ``full`` ``(dim_1, ..., R)`` with all factors but ``mode`` and sum: ``(dim_mode, R)``."""
-    for n in reversed(range(len(factors))):
-        if n != mode:
-            shape = [1] * full.ndim
-            shape[n], shape[-1] = factors[n].shape
-            full = (full * factors[n].view(shape)).sum(n, keepdim=True)
-    return full.reshape(factors[mode].shape)
+    return [contract(full, factors[1:], mode) for mode in range(len(factors) - 1)]
 
 
 @dataclass(frozen=True, eq=False)

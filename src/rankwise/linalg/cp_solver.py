@@ -69,6 +69,16 @@ def khatri_rao(matrices: Sequence[Tensor]) -> Tensor:
     return result
 
 
+def contract(full: Tensor, factors: Factors, mode: int) -> Tensor:
+    """Multiply ``full`` ``(dim_0, ..., R)`` with all factors but ``mode`` and sum: ``(dim_mode, R)``."""
+    for n in reversed(range(len(factors))):
+        if n != mode:
+            shape = [1] * full.ndim
+            shape[n], shape[-1] = factors[n].shape
+            full = (full * factors[n].view(shape)).sum(n, keepdim=True)
+    return full.reshape(factors[mode].shape)
+
+
 def unfold(tensor: Tensor, mode: int) -> Tensor:
     """Mode-``mode`` unfolding ``(dim_mode, prod(other dims))``, the other modes in their order."""
     return tensor.movedim(mode, 0).flatten(1)
@@ -104,8 +114,16 @@ class Euclidean:
         self._square = float(tensor.square().sum())
 
     def _mttkrp(self, factors: Factors, mode: int) -> Tensor:
-        others = khatri_rao([f for m, f in enumerate(factors) if m != mode])
-        return self._unfoldings[mode] @ others  # (dim_mode, rank)
+        """The unfolding of ``mode`` times the Khatri-Rao product of the others, (dim_mode, rank).
+
+        The largest other mode is summed over first, so that the product is never formed.
+        """
+        others = [m for m in range(len(factors)) if m != mode]
+        largest = max(others, key=lambda m: factors[m].shape[0])
+        left = [m for m in range(len(factors)) if m != largest]
+        partial = self._unfoldings[largest].T @ factors[largest]
+        full = partial.unflatten(0, [factors[m].shape[0] for m in left])
+        return contract(full, [factors[m] for m in left], left.index(mode))
 
     def value(self, factors: Factors) -> float:
         """The squared distance, at least 0."""
