@@ -129,13 +129,14 @@ def test_folded_batchnorm_counts_as_time_won(timer: FakeTimer) -> None:
 def test_auto_folds_batchnorm_where_time_is_asked_for_and_nowhere_else(timer: FakeTimer) -> None:
     net, batches = _net(), [EXAMPLE + 0.1 * i for i in range(4)]
 
-    def folds(budget: Budget, method: Any = Automatic("fast"), **options: bool) -> bool:
+    def folds(budget: Budget, method: Any, **options: bool) -> bool:
         done = compression(net, batches, budget, method=method, **options)
         return any(edit.op == "fold_batchnorm" for edit in done.plan.edits)
 
-    assert folds(Budget(latency=0.7))
-    assert not folds(Budget(latency=0.7), fold_batchnorm=False)
-    assert not folds(Budget(macs=0.7))
+    fast = Automatic("fast")
+    assert folds(Budget(latency=0.7), fast)
+    assert not folds(Budget(latency=0.7), fast, fold_batchnorm=False)
+    assert not folds(Budget(macs=0.7), fast)
     assert not folds(Budget(latency=0.7), "whitened")
 
 
