@@ -1,6 +1,7 @@
 """``method="auto"``: the budget is met, held-out examples decide, and everything about it is in the plan."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,6 +112,19 @@ def test_held_out_examples_have_no_part_in_the_candidates() -> None:
     stage = AutoStage(allocator=get_allocator("knapsack"), limits={}, effort="fast")
     _, survey = stage.surveyed(net(), images(1), fit, EFFORTS["fast"])
     assert survey.options
+
+
+def test_a_level_is_no_worse_than_the_one_that_competes_besides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EFFORTS, "more", replace(EFFORTS["fast"], ranks=3, besides="fast"))
+    model, data = net(), batches()
+    notes = []
+    for effort in ("fast", "more"):
+        small = rankwise.compress(model, data, rankwise.Budget(macs=0.5), method=Automatic(effort))
+        notes.append(plan_of(small).settings[0])
+    less, more = (note["held_out_divergence"] for note in notes)
+    assert more.keys() == {"predicted", "fast, predicted"}
+    assert more["fast, predicted"] == less["predicted"]
+    assert more[notes[1]["chosen"]] == min(more.values()) <= less["predicted"]
 
 
 def test_bad_wishes_are_refused() -> None:

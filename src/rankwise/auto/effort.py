@@ -28,6 +28,7 @@ class Effort:
         finalists: allocations that are refitted, of which held-out examples choose one; with 1 there is
             no search, and the measured one is taken.
         narrow: whether narrower channels compete with them; under a latency budget they always do.
+        besides: a level whose finalists compete too, so that this one is not worse on held-out examples.
     """
 
     cp: float
@@ -41,6 +42,7 @@ class Effort:
     rounds: int
     finalists: int
     narrow: bool = False
+    besides: str | None = None
 
     def methods(self, metric: Literal["two_sided", "input"]) -> list[Method]:
         """The competing methods, with errors in one unit: loss for "two_sided", output for "input"."""
@@ -63,19 +65,10 @@ EFFORTS = {
     "fast": Effort(20.0, 3, 5, 20, 20, (), points=0, examples=256, rounds=0, finalists=1),
     "normal": Effort(40.0, 3, 5, 40, 150, (), points=3, examples=512, rounds=0, finalists=1),
     "thorough": Effort(
-        400.0,
-        0,
-        10,
-        150,
-        300,
-        ("tucker2", "alds"),
-        points=5,
-        examples=512,
-        rounds=8,
-        finalists=3,
-        narrow=True,
+        400.0, 0, 10, 150, 300, ("tucker2", "alds"), points=5, examples=512, rounds=8, finalists=3,
+        narrow=True, besides="normal",
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

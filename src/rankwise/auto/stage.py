@@ -64,14 +64,18 @@ class AutoStage(Stage):
         level = get_effort(self.effort)
         finalists: list[Finalist] = []
         failures: list[BudgetError] = []
-        ways = [self._factorised]
+        ways = [("", self._factorised, level)]
+        if level.besides is not None:
+            ways.append((f"{level.besides}, ", self._factorised, get_effort(level.besides)))
         if self.timed is not None or level.narrow:
-            ways.append(self._narrowed)
-        for way in ways:
+            ways.append(("", self._narrowed, level))
+        for prefix, way, effort in ways:
             try:
-                finalists += way(original, example, fit, held, cost, level)
+                found = way(original, example, fit, held, cost, effort)
             except BudgetError as failure:
                 failures.append(failure)
+            else:
+                finalists += [replace(one, name=prefix + one.name) for one in found]
         if not finalists:
             raise failures[0]
         best = min(finalists, key=lambda one: one.divergence)
