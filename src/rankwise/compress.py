@@ -17,7 +17,7 @@ from rankwise.methods import Method, get_method
 from rankwise.methods.selection import ChannelMethod
 from rankwise.narrow import Narrowing
 from rankwise.network import Cost, model_cost
-from rankwise.network.batches import batch_size, first_batch, forward, output_tensor
+from rankwise.network.batches import batch_size, first_batch, forward, output_tensor, reusable
 from rankwise.network.names import Patterns
 from rankwise.network.state import duplicate, preserved
 from rankwise.plan import Edit, Plan, attach_plan_, outputs_left, plan_of
@@ -87,9 +87,10 @@ class Settings:
         if isinstance(given.allocator, str):
             given = replace(given, allocator=get_allocator(given.allocator))
         shared = given.survey is not None or given.moments is not None
-        if shared and (given.recipe or given.fold_batchnorm):
+        if shared and (given.recipe or given.fold_batchnorm or given.automatic):
             raise RankwiseError(
-                "A survey or moments were given; they hold neither for a recipe nor after folding BatchNorm."
+                "A survey or moments were given; they hold neither for a recipe or auto nor after folding "
+                "BatchNorm."
             )
         return given if given.recipe else replace(given, method=_methods(given.method))
 
@@ -236,6 +237,8 @@ def compression(
         given = "No budget" if budget is None else f"A budget of type {type(budget).__name__}"
         raise BudgetError(f"{given} was given; pass for instance budget=Budget(macs=0.5).")
     example = first_batch(calibration) if example is None else example
+    if settings.automatic or settings.recovery:  # both read the batches again
+        calibration = reusable(calibration)
     if settings.recipe is not None:
         return _recipe(model, calibration, budget, example, settings, settings.recipe)
     watch = Stopwatch()

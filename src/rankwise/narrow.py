@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any
 
 from torch import nn
@@ -13,9 +12,11 @@ from rankwise.allocation.measured import scaled_to
 from rankwise.allocation.widths import WidthCurve, allocate_widths, narrowest, width_tables
 from rankwise.errors import BudgetError, CalibrationError
 from rankwise.iterate import Iteration
+from rankwise.methods.base import Unit
 from rankwise.methods.selection import ChannelMethod, GroupView
 from rankwise.methods.selection.interpolative import Interpolative
 from rankwise.network import Cost
+from rankwise.network.batches import reusable
 from rankwise.network.select import apply_selection_, one_by_one, selection_of
 from rankwise.network.state import duplicate
 from rankwise.plan import Edit
@@ -29,10 +30,14 @@ JUDGED = (0.25, 0.5, 0.75, 0.9)
 
 @dataclass(frozen=True)
 class Outcome:
-    """Per group the units that stay, and the predicted error of that with the error of keeping none."""
+    """Per group the units that stay, and the predicted error of that with the error of keeping none.
+
+    In the unit "loss" the second number is 1.
+    """
 
     kept: dict[str, list[int]]
     error: dict[str, tuple[float, float]]
+    unit: Unit = "output"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -59,8 +64,7 @@ class Narrowing(Stage):
             BudgetError: the limits cannot be met.
             CalibrationError: the method needs calibration batches and there are none.
         """
-        if batches is not None and not isinstance(batches, Sequence) and iter(batches) is batches:
-            batches = list(batches)  # it is read more than once
+        batches = reusable(batches)
         scene = self._scene(work, example, cost)
         return self._finished(scene, original, example, batches, self._outcome(scene, batches))
 
@@ -152,8 +156,10 @@ class Narrowing(Stage):
             changed = {g.name: kept[g.name] for g in scene.free if len(kept[g.name]) < g.size}
             folds = scene.folds(views, changed)
             apply_selection_(scene.model, selection_of(scene.groups, changed), folds)
-        error = {c.name: (float(c.error[k]), float(c.error[0])) for c, k in zip(curves, widths, strict=True)}
-        return Outcome(kept, error)
+        chosen = zip(curves, widths, strict=True)
+        if self.judge is not None:
+            return Outcome(kept, {c.name: (float(c.error[k]), 1.0) for c, k in chosen}, "loss")
+        return Outcome(kept, {c.name: (float(c.error[k]), float(c.error[0])) for c, k in chosen})
 
     def _judged(
         self,
@@ -170,9 +176,7 @@ class Narrowing(Stage):
             model = duplicate(scene.model)
             apply_selection_(model, selection_of(scene.groups, kept), scene.folds({name: view}, kept))
             known[width] = judge(model)
-        finite = {width: value for width, value in known.items() if isfinite(value)}
-        error = scaled_to(curve.error, finite, float(curve.error[0])) if finite else curve.error
-        return replace(curve, error=error)
+        return replace(curve, error=scaled_to(curve.error, known, float(curve.error[0]))) if known else curve
 
     def _widths(
         self, scene: Scene, views: Mapping[str, Any], orders: Mapping[str, Any], curves: Sequence[WidthCurve]
@@ -257,7 +261,7 @@ class Narrowing(Stage):
                     {"rank": len(changed[group.name]), "of": group.size, "kept": list(changed[group.name])},
                     error,
                     scale,
-                    "output",
+                    outcome.unit,
                     {"params": before.params, "macs": before.macs},
                     {"params": after.params, "macs": after.macs},
                     selection=steps[group.name].to_json(),

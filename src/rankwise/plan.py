@@ -34,7 +34,8 @@ class Edit:
     ``target`` is the qualified name of the layer (or of the channel group) in the model as the
     earlier edits left it. ``before`` and ``after`` hold params and macs of the target. ``error`` is
     in ``unit``, and ``error / scale`` is relative (see :class:`rankwise.methods.Candidates`).
-    ``module`` describes the replacement, ``selection`` the channels kept in each module.
+    ``module`` describes the replacement, ``selection`` the channels kept in each module. ``refitted``
+    says that the closed-form refit of "auto" followed, which is repeated where the plan is applied.
     """
 
     op: Operation
@@ -50,6 +51,7 @@ class Edit:
     module: dict[str, Any] | None = None
     selection: dict[str, Any] | None = None
     reason: str | None = None
+    refitted: bool | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """What is set, by name."""

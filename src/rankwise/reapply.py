@@ -1,6 +1,6 @@
 """Doing again, on a model with weights, what a plan says."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -8,13 +8,12 @@ from typing import Any
 from torch import nn
 
 from rankwise.allocation import get_allocator
-from rankwise.auto import Automatic
 from rankwise.errors import PlanError
 from rankwise.factorise import Factorisation
 from rankwise.methods import get_method
 from rankwise.narrow import Narrowing
 from rankwise.network import find_layers, model_cost
-from rankwise.network.batches import first_batch
+from rankwise.network.batches import first_batch, reusable
 from rankwise.network.spec import describe
 from rankwise.network.state import duplicate, preserved
 from rankwise.plan import Edit, Plan, attach_plan_, outputs_left, plan_of, reshape_
@@ -49,12 +48,12 @@ def apply(
         CalibrationError: a method of the plan needs calibration batches and none were given.
     """
     example = first_batch(calibration) if example is None else example
+    calibration = reusable(calibration)
     work = duplicate(model)
     edits: list[Edit] = []
     with preserved(model):
-        for index, step in enumerate(plan.steps()):
-            settings = plan.settings[index] if index < len(plan.settings) else {}
-            if calibration is not None and _automatic(settings):
+        for step in plan.steps():
+            if calibration is not None and any(edit.refitted for edit in step):
                 edits += _refitted_(work, step, calibration, example, seed)
             else:
                 edits += _step_(work, step, calibration, example, seed)
@@ -62,11 +61,6 @@ def apply(
     done = Plan(tuple(edits), model_cost(model, example).as_dict(), final, plan.settings)
     attach_plan_(work, plan_of(model) + done)
     return work
-
-
-def _automatic(settings: Mapping[str, Any]) -> bool:
-    """Whether a call with these settings was one of "auto"."""
-    return [method.get("name") for method in settings.get("methods", ())] == [Automatic.name]
 
 
 def _refitted_(

@@ -77,6 +77,29 @@ def test_its_plan_builds_the_same_network_again_the_refit_included(folded: bool)
         torch.testing.assert_close(again.eval()(x), small.eval()(x), rtol=1e-4, atol=1e-5)
 
 
+def test_a_plan_of_several_calls_refits_after_those_of_auto_alone() -> None:
+    model, data = net(), batches()
+    first = rankwise.compress(model, data, rankwise.Budget(macs=0.8), method="interpolative+pca")
+    second = rankwise.compress(first, data, rankwise.Budget(macs=0.7), method=Automatic("fast"))
+    third = rankwise.compress(second, data, rankwise.Budget(macs=0.9), method="svd")
+    plan = plan_of(third)
+    assert [any(edit.refitted for edit in step) for step in plan.steps()] == [False, False, True, False]
+    again = rankwise.apply(rankwise.Plan.from_json(plan.to_json()), model, iter(data), example=data[0])
+    x = images(4, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(x), third.eval()(x), rtol=1e-3, atol=1e-4)
+
+
+def test_a_stream_of_batches_is_kept_for_what_follows() -> None:
+    data = batches()
+    options = {"method": Automatic("fast"), "recovery": "bias", "example": data[0]}
+    states = [
+        rankwise.compress(net(), given, rankwise.Budget(macs=0.6), **options).state_dict()
+        for given in (iter(data), data)
+    ]
+    assert all(torch.equal(v, states[1][n]) for n, v in states[0].items())
+
+
 def test_the_original_is_left_alone_and_the_same_seed_gives_the_same_network() -> None:
     model = net()
     kept = copy.deepcopy(model.state_dict())

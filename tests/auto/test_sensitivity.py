@@ -4,9 +4,11 @@ import copy
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from tests.network.skip_net import SkipNet, images
 
+from rankwise.allocation.measured import scaled_to
 from rankwise.auto.sensitivity import Probe, corrected, grid, some_examples
 from rankwise.methods import Candidates, get_method
 from rankwise.network import find_layers
@@ -48,6 +50,18 @@ def test_another_network_is_measured_as_a_whole() -> None:
     with torch.no_grad():
         p, q = (torch.cat([m(b) for b in batches]).double().softmax(1).numpy() for m in (model, other))
     assert np.isclose(found, (p * np.log(p / q)).sum(1).mean(), rtol=1e-4)
+
+
+def test_large_outputs_are_kept_of_the_first_batches_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [images(6, seed) for seed in range(3)]
+    monkeypatch.setattr("rankwise.auto.sensitivity._LARGEST", SkipNet().eval()(batches[0]).nbytes)
+    assert len(Probe(SkipNet().eval(), batches).expected) == 2
+
+
+def test_what_is_not_finite_counts_as_hopeless() -> None:
+    predicted = np.array([2.0, 1.0, 0.0])
+    assert np.allclose(scaled_to(predicted, {0: float("inf"), 1: 0.5}), [1e6, 0.5, 0.0])
+    assert np.allclose(scaled_to(predicted, {1: float("nan")}), [2e6, 1e6, 0.0])
 
 
 def test_predictions_are_scaled_by_what_was_measured_between_the_measured_points() -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from rankwise import Automatic, Budget, compress
+from rankwise.auto.sensitivity import Probe
 from rankwise.compress import compression
 from rankwise.errors import BudgetError
 from rankwise.latency import Target
@@ -140,9 +141,27 @@ def test_auto_folds_batchnorm_where_time_is_asked_for_and_nowhere_else(timer: Fa
     assert not folds(Budget(latency=0.7), "whitened")
 
 
-def test_under_a_latency_budget_auto_measures_widths_too(timer: FakeTimer) -> None:
+def test_wishes_for_layers_hold_for_auto(timer: FakeTimer) -> None:
     net, batches = _net(), [EXAMPLE + 0.1 * i for i in range(4)]
+    wishes = {"3": {"dense": True}}
+    done = compression(net, batches, Budget(latency=0.9), method=Automatic("fast"), overrides=wishes)
+    assert {e.target: e.op for e in done.plan.edits if e.target == "3"} == {"3": "keep"}
+    assert _share(timer, done.model, net) <= 0.9
+
+
+def test_under_a_latency_budget_auto_measures_widths_too(
+    timer: FakeTimer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, batches = _net(), [EXAMPLE + 0.1 * i for i in range(4)]
+    measure, seen = Probe.of, set()
+
+    def of(probe: Probe, model: nn.Module) -> float:
+        seen.update(m.weight.shape[0] for m in model.modules() if isinstance(m, nn.Conv2d))
+        return measure(probe, model)
+
+    monkeypatch.setattr(Probe, "of", of)
     small = compress(net, batches, Budget(latency=0.6), method="auto")
+    assert seen == {32, 48} | {8, 16, 24, 29} | {12, 36, 43}
     assert 0.5 <= _share(timer, small, net) <= 0.6
     assert "narrowed" in plan_of(small).settings[-1]["held_out_divergence"]
 

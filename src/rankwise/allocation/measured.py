@@ -8,6 +8,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 _FLOOR = 1e-12
+_HOPELESS = 1e6
 
 
 def scaled_to(predicted: Floats, known: Mapping[int, float], scale: float = 1.0) -> Floats:
@@ -18,13 +19,14 @@ def scaled_to(predicted: Floats, known: Mapping[int, float], scale: float = 1.0)
 
     Args:
         predicted: errors of options, in any unit.
-        known: measured errors, in the wanted unit, by index.
+        known: measured errors, in the wanted unit, by index; what is not finite counts as 1e6.
         scale: an error at which nothing is left, which says what is as good as 0.
     """
     tiny = _FLOOR * max(scale, _FLOOR)
     above = np.maximum(predicted, tiny)
     indices = sorted(known, key=lambda i: above[i])
     levels = np.log(above[indices])
-    off = np.log(np.maximum([known[i] for i in indices], _FLOOR)) - levels
+    measured = np.nan_to_num([known[i] for i in indices], nan=_HOPELESS, posinf=_HOPELESS)
+    off = np.log(np.maximum(measured, _FLOOR)) - levels
     found = above * np.exp(np.interp(np.log(above), levels, off))
     return np.where(predicted > 0, found, 0.0)

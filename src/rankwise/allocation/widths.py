@@ -19,8 +19,8 @@ CostOf = Callable[[Sequence[int]], Cost]
 class WidthCurve:
     """One group: ``error[k]`` when k of its units are kept, k = 0 ... size.
 
-    Errors are relative to each consumer's output and summed over consumers, so that they can be
-    compared between groups as they are.
+    Errors are relative to each consumer's output and summed over consumers, or measured as a whole, so
+    that they can be compared between groups as they are.
     """
 
     name: str

@@ -19,8 +19,8 @@ class Effort:
         cp: work on the CP decompositions that are compared, per layer, in 1e9 floating-point operations.
         factors: of CP: 3, 4 or 0 for both.
         ranks: of CP, fitted per layer and factor count; those between them are offered too.
-        draft: Gauss-Newton steps on the CPs that are measured.
-        polish: the same on the CP that is chosen.
+        draft: most Gauss-Newton steps on the CPs that are measured, within ``cp``.
+        polish: the same on the CP that is chosen, which gets work in proportion.
         others: further methods that compete.
         points: candidates per layer and method whose effect on the output is measured; 0 for none.
         examples: calibration examples that measurements and the search look at.
@@ -56,7 +56,7 @@ class Effort:
 
     def finished(self, method: Method) -> Method:
         """``method`` as it builds what was chosen: with more work than what was only compared."""
-        if not isinstance(method, CP):
+        if not isinstance(method, CP) or self.polish == self.draft:
             return method
         return replace(method, polish=self.polish, effort=max(self.cp, _STEP * self.polish))
 

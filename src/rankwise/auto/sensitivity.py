@@ -24,7 +24,7 @@ from rankwise.statistics import LayerStatistics
 Floats = npt.NDArray[np.float64]
 
 _FLOOR = 1e-12
-_HOPELESS = 1e6  # nats, where nothing finite came out
+_LARGEST = 2**30  # bytes of expected outputs that are kept
 
 
 def some_examples(batches: Iterable[Any], count: int) -> list[Any]:
@@ -56,7 +56,7 @@ class Probe:
 
     Args:
         model: a copy of the original network, changed only for the time of a measurement.
-        batches: a few calibration batches.
+        batches: a few calibration batches; of large outputs, the first whose outputs fit in 1 GiB.
     """
 
     model: nn.Module
@@ -67,9 +67,15 @@ class Probe:
 
     def __post_init__(self) -> None:
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        self.batches = [to_device(batch, device) for batch in self.batches]
+        batches, self.expected, size = [], [], 0
         with torch.no_grad(), evaluating(self.model), unfused():
-            self.expected = [output_tensor(forward(self.model, batch)) for batch in self.batches]
+            for batch in self.batches:
+                if size > _LARGEST:
+                    break
+                batches.append(to_device(batch, device))
+                self.expected.append(output_tensor(forward(self.model, batches[-1])))
+                size += self.expected[-1].nbytes
+        self.batches = batches
         self._prefix = Prefix(self.model, self.batches[0])
 
     def divergence(self, layer: str | None = None, module: nn.Module | None = None) -> float:
@@ -156,7 +162,6 @@ def measured(
         new = []
         for (method, candidates), indices in zip(offers, chosen, strict=True):
             known = {index: probe.divergence(layer.name, next(modules)) for index in indices}
-            finite = {i: v for i, v in known.items() if np.isfinite(v)}
-            new.append((method, corrected(candidates, finite or dict.fromkeys(known, _HOPELESS))))
+            new.append((method, corrected(candidates, known)))
         found.append((layer, new))
     return found

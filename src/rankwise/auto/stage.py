@@ -67,7 +67,7 @@ class AutoStage(Stage):
         ways = [("", self._factorised, level)]
         if level.besides is not None:
             ways.append((f"{level.besides}, ", self._factorised, get_effort(level.besides)))
-        if self.timed is not None or level.narrow:
+        if (self.timed is not None or level.narrow) and not self.overrides:  # those are about ranks
             ways.append(("", self._narrowed, level))
         for prefix, way, effort in ways:
             try:
@@ -196,6 +196,7 @@ class AutoStage(Stage):
         with self.watch("refit"):
             refit_(model, original, fit.batches, outputs_left(original, edits))
         settled = None if self.timed is None else self.timed.settled
+        edits = [replace(edit, refitted=True) for edit in edits]
         return Finalist(name, model, edits, divergence(model, original, held), settled)
 
 

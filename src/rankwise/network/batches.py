@@ -137,3 +137,8 @@ def first_batch(calibration: Iterable[Any] | None) -> Any:
     for batch in calibration:
         return batch
     raise CalibrationError("The calibration loader is empty: it gave no batch. At least one is needed.")
+
+
+def reusable(batches: Iterable[Any] | None) -> Iterable[Any] | None:
+    """``batches``, or a list of them where they could be iterated over once only."""
+    return list(batches) if batches is not None and iter(batches) is batches else batches
