@@ -186,7 +186,8 @@ def test_an_interruption_is_one_line_and_exit_code_1(
 
     monkeypatch.setattr("rankwise.io.save_file", interrupted)
     out = tmp_path / "out"
-    done = run("compress", "digits_cnn", "--data", "digits", "--calibration", "64", "--out", str(out))
+    common = ("--data", "digits", "--calibration", "64", "--method", "whitened")
+    done = run("compress", "digits_cnn", *common, "--out", str(out))
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.splitlines()[-1] == "interrupted; no file is half-written"
     assert list(out.iterdir()) == []
@@ -195,7 +196,8 @@ def test_an_interruption_is_one_line_and_exit_code_1(
 def test_a_folder_that_cannot_be_written_is_one_message(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     out = str(tmp_path / "file" / "out")
-    done = run("plan", "digits_cnn", "--data", "digits", "--calibration", "64", "--out", out)
+    common = ("--data", "digits", "--calibration", "64", "--method", "whitened")
+    done = run("plan", "digits_cnn", *common, "--out", out)
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
     assert "error: " in done.stderr and "file" in done.stderr
 

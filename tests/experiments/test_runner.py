@@ -230,7 +230,8 @@ def test_a_class_can_be_left_out_of_calibration(tmp_path: Path) -> None:
 def test_a_run_that_is_stopped_loses_and_repeats_nothing(
     stop: signal.Signals, jobs: str, tmp_path: Path
 ) -> None:
-    many = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]  # so that the signal comes before the end, however busy the machine
+    # So many that the signal comes before the end, however busy the machine.
+    many = [round(0.9 - 0.02 * i, 2) for i in range(25)]
     path, out = written(tmp_path, TEXT.replace("[0.8, 0.5]", str(many))), tmp_path / "out"
     command = [sys.executable, "-m", "rankwise", "run", str(path), "--out", str(out), "--jobs", jobs]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -248,7 +249,7 @@ def test_a_run_that_is_stopped_loses_and_repeats_nothing(
     assert len(before) >= 2
     given = experiment(data="digits", budgets=many)
     state = run(given, out)
-    assert len(state.finished) == 18
+    assert len(state.finished) == 3 * len(many)
     assert {file: file.stat().st_mtime_ns for file in before} == before
     assert not [file for file in out.rglob("*") if ".part" in file.name]
     run(given, tmp_path / "whole")
