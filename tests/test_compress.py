@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import rankwise
 from rankwise import Budget, compress, compression, plan_of
-from rankwise.compress import Settings
 from rankwise.errors import BudgetError, CalibrationError, RankwiseError, UnknownNameError
+from rankwise.settings import Settings
 
 
 def small_cnn() -> nn.Sequential:

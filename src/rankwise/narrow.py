@@ -156,10 +156,12 @@ class Narrowing(Stage):
             changed = {g.name: kept[g.name] for g in scene.free if len(kept[g.name]) < g.size}
             folds = scene.folds(views, changed)
             apply_selection_(scene.model, selection_of(scene.groups, changed), folds)
-        chosen = zip(curves, widths, strict=True)
-        if self.judge is not None:
-            return Outcome(kept, {c.name: (float(c.error[k]), 1.0) for c, k in chosen}, "loss")
-        return Outcome(kept, {c.name: (float(c.error[k]), float(c.error[0])) for c, k in chosen})
+        unit: Unit = "output" if self.judge is None else "loss"
+        error = {
+            c.name: (float(c.error[k]), float(c.error[0]) if unit == "output" else 1.0)
+            for c, k in zip(curves, widths, strict=True)
+        }
+        return Outcome(kept, error, unit)
 
     def _judged(
         self,

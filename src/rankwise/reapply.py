@@ -53,41 +53,34 @@ def apply(
     edits: list[Edit] = []
     with preserved(model):
         for step in plan.steps():
-            if calibration is not None and any(edit.refitted for edit in step):
-                edits += _refitted_(work, step, calibration, example, seed)
-            else:
-                edits += _step_(work, step, calibration, example, seed)
+            edits += _step_(work, step, calibration, example, seed)
     final = model_cost(work, example).as_dict()
     done = Plan(tuple(edits), model_cost(model, example).as_dict(), final, plan.settings)
     attach_plan_(work, plan_of(model) + done)
     return work
 
 
-def _refitted_(
-    work: nn.Module, step: Sequence[Edit], calibration: Iterable[Any], example: Any, seed: int
-) -> list[Edit]:
-    """As :func:`_step_`, and the refit: on the batches that "auto" fits on, which are not all."""
-    before, (fit, _) = duplicate(work), hold_out(calibration)
-    done = _step_(work, step, fit, example, seed)
-    folded = [edit for edit in step if edit.op == "fold_batchnorm"]
-    reshape_(before, Plan(tuple(folded)))
-    refit_(work, before, fit.batches, outputs_left(before, done))
-    return done
-
-
 def _step_(
     work: nn.Module, step: Sequence[Edit], calibration: Iterable[Any] | None, example: Any, seed: int
 ) -> list[Edit]:
-    """Do the edits of one step; returns them as done, in the same order."""
+    """Do the edits of one step; returns them as done, in the same order.
+
+    Where the closed-form refit of "auto" followed, it follows again: all is fitted on the batches that
+    "auto" does not hold out.
+    """
+    fit = hold_out(calibration)[0] if calibration is not None and any(e.refitted for e in step) else None
     reshape_(work, Plan(tuple(edit for edit in step if edit.op == "fold_batchnorm")))
     reference = duplicate(work)
     done = {edit.target: edit for edit in step if edit.op == "replace"}
     selected = [edit for edit in step if edit.op == "select"]
     if done:
-        done = _replace_(work, reference, done, calibration, example, seed)
+        done = _replace_(work, reference, done, fit or calibration, example, seed)
     if selected:
-        done = _select_(work, reference, selected, calibration, example, seed)
-    return [done.get(e.target, e) if e.op in ("replace", "select") else e for e in step]
+        done = _select_(work, reference, selected, fit or calibration, example, seed)
+    built = [done.get(e.target, e) if e.op in ("replace", "select") else e for e in step]
+    if fit is not None:
+        refit_(work, reference, fit.batches, outputs_left(reference, built))
+    return built
 
 
 def _replace_(
