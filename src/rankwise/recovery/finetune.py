@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from rankwise.errors import DataError, TrainingError
 from rankwise.network.batches import forward, output_tensor, split_batch, to_device
@@ -146,7 +145,7 @@ class _Run:
             raise DataError("Fine-tuning was given no training batches.")
         self.steps = self.per_epoch * settings.epochs
         self.plain = duplicate(model)
-        self._train_mode()
+        self.settings.train_mode_(self.plain)
         self.wrapped = self.fabric.setup_module(self.plain)
         self.parameters = [p for p in self.plain.parameters() if p.requires_grad]
         self.tensors = [*self.plain.parameters(), *self.plain.buffers()]
@@ -224,7 +223,7 @@ class _Run:
         if later is not None:
             restore_random_state_(self.epoch_random)
         set_epoch(self.train, self.epoch)
-        self._train_mode()
+        self.settings.train_mode_(self.plain)
         for index, batch in enumerate(self.train):
             if index < self.skip:
                 continue
@@ -310,7 +309,7 @@ class _Run:
 
     def _validate(self, examples: float = inf) -> dict[str, float | None]:
         found = validate(self.plain, self.validation, self.processes, self.settings.task, examples)
-        self._train_mode()
+        self.settings.train_mode_(self.plain)
         return found
 
     def _find_rate(self) -> float:
@@ -320,7 +319,7 @@ class _Run:
         for rate in RATES[self.settings.optimizer]:
             optimizer = self._make_optimizer(rate)
             set_epoch(self.train, 0)
-            self._train_mode()
+            self.settings.train_mode_(self.plain)
             try:
                 for step, batch in enumerate(islice(self.train, trial)):
                     self._step(batch, optimizer, rate * min(1.0, 3 * (step + 1) / trial), step)
@@ -337,13 +336,6 @@ class _Run:
 
     def _make_optimizer(self, rate: float) -> Any:
         return self.fabric.setup_optimizers(self.settings.make_optimizer(self.plain, rate))
-
-    def _train_mode(self) -> None:
-        self.plain.train()
-        if self.settings.freeze_batchnorm:
-            for module in self.plain.modules():
-                if isinstance(module, _NormBase):
-                    module.eval()
 
     # --- state
 

@@ -127,6 +127,14 @@ class FineTuning:
             return torch.optim.AdamW(groups, lr=lr)
         return torch.optim.SGD(groups, lr=lr, momentum=self.momentum, nesterov=self.momentum > 0)
 
+    def train_mode_(self, model: nn.Module) -> None:
+        """Put ``model`` into training mode, but for BatchNorms that are frozen."""
+        model.train()
+        if self.freeze_batchnorm:
+            for module in model.modules():
+                if isinstance(module, _NormBase):
+                    module.eval()
+
     def loss(self, found: Predictions, teacher: Tensor | None) -> Tensor:
         """The mean loss over the predictions of a batch; ``teacher`` holds the teacher's logits."""
         total = torch.zeros((), device=found.logits.device)
