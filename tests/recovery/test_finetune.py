@@ -182,10 +182,11 @@ def launch(folder: Path, processes: int, options: dict[str, Any]) -> list[dict[s
         "--nproc-per-node",
         str(processes),
     ]
-    subprocess.run(
+    done = subprocess.run(
         [*command, str(ROOT / "tests/recovery/digits.py"), str(folder), json.dumps(options)],
-        check=True, capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-6000:]
     return [torch.load(folder / f"result{rank}.pt") for rank in range(processes)]
 
 

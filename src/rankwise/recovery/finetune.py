@@ -180,7 +180,9 @@ class _Run:
                 logs.write(self.history)
         finally:
             logs.close()
-        return self._result()
+        result = self._result()
+        self.processes.wait()
+        return result
 
     def _configuration(self, notes: Mapping[str, Any]) -> dict[str, Any]:
         return {

@@ -1,5 +1,6 @@
 """One process or many: the same training through Lightning Fabric, each rank on its own examples."""
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager
@@ -78,7 +79,15 @@ def make_fabric(accelerator: str, strategy: str, precision: str | None) -> Any:
         strategy=_fully_sharded(strategy, ranks), precision=cast(Any, precision),
     )  # fmt: skip
     fabric.launch()
+    if ranks > 1:
+        atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """Close the process group, which Fabric leaves open unless it is of NCCL, before the interpreter ends."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 class Processes:
@@ -121,6 +130,11 @@ class Processes:
         total = total.to(self.device)
         distributed.all_reduce(total)
         return [float(value) for value in total.tolist()]
+
+    def wait(self) -> None:
+        """Return when every rank has come here, so that none ends while another still reads from it."""
+        if self.ranks > 1:
+            distributed.barrier()
 
     def align_(self, buffers: Iterable[Tensor]) -> None:
         """Give every rank the buffers of rank 0 (BatchNorm statistics that each gathered by itself)."""
