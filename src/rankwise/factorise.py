@@ -18,6 +18,7 @@ from rankwise.network.spec import describe
 from rankwise.network.state import duplicate
 from rankwise.network.surgery import replace_
 from rankwise.plan import Edit
+from rankwise.progress import Progress
 from rankwise.stage import Stage
 from rankwise.statistics import LayerStatistics, collect
 from rankwise.threads import in_threads
@@ -65,14 +66,16 @@ class Options:
         )
 
 
-def build_each(picked: Sequence[Pick], statistics: Mapping[str, LayerStatistics]) -> list[nn.Module]:
+def build_each(
+    picked: Sequence[Pick], statistics: Mapping[str, LayerStatistics], progress: Progress
+) -> list[nn.Module]:
     """The replacements, in order, of methods that do not depend on one another's."""
 
     def build(pick: Pick) -> nn.Module:
         layer, method, choice = pick
         return method.build(layer, statistics.get(layer.name), choice)
 
-    return in_threads(build, picked)
+    return in_threads(build, picked, lambda count: progress("build", count, len(picked)))
 
 
 def merged(offers: Offers) -> Candidates:
@@ -354,11 +357,11 @@ class Factorisation(Stage):
         built: dict[str, nn.Module] = {}
         alone = [one for one in picked if not one[1].sequential]
         with self.watch("build"):
-            made = build_each(alone, statistics)
+            made = build_each(alone, statistics, self.progress)
             built |= {one[0].name: module for one, module in zip(alone, made, strict=True)}
         for done, (layer, method, choice) in enumerate(picked):
-            self.progress("build", done, len(picked))
             if method.sequential:
+                self.progress("build", done, len(picked))
                 known = self.collect(work, [layer], batches, {layer.name: [method]}, original)[layer.name]
                 with self.watch("build"):
                     built[layer.name] = method.build(layer, known, choice)

@@ -12,6 +12,32 @@ def silent(stage: str, done: int, total: int) -> None:
     """A :data:`Progress` that says nothing."""
 
 
+class TimeIsUp(Exception):
+    """Work was stopped by its :class:`Deadline`."""
+
+
+class Deadline:
+    """A :data:`Progress` that passes on what it is told and stops the work that tells it, once time is up.
+
+    Args:
+        progress: what is told.
+        seconds: from now on; None for no end.
+
+    ``ready`` is False until there is something to stop with: before, nothing is stopped.
+    """
+
+    def __init__(self, progress: Progress, seconds: float | None) -> None:
+        self._progress = progress
+        self._end = float("inf") if seconds is None else time.monotonic() + seconds
+        self.ready = False
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Raises TimeIsUp: it is, and there is a result."""
+        self._progress(stage, done, total)
+        if self.ready and time.monotonic() > self._end:
+            raise TimeIsUp
+
+
 class Stopwatch:
     """Seconds spent per part: ``with watch("calibrate"): ...`` adds up in ``watch.seconds``."""
 

@@ -97,7 +97,7 @@ class Settings:
             "max_memory": self.max_memory, "progress": self.progress, "watch": watch, "timed": timed,
         }  # fmt: skip
         if self.automatic:
-            return AutoStage(effort=self.automatic.effort, **common)
+            return AutoStage(**self.automatic.config(), **common)
         chosen = methods_of(self.method)
         channels = [method for method in chosen if isinstance(method, ChannelMethod)]
         if channels and len(chosen) > 1:

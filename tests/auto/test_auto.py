@@ -14,6 +14,7 @@ from rankwise.auto import EFFORTS, Automatic, AutoStage
 from rankwise.errors import BudgetError, RankwiseError, UnknownNameError
 from rankwise.network import model_cost
 from rankwise.plan import plan_of
+from rankwise.progress import Deadline, TimeIsUp
 from rankwise.recovery import divergence
 from rankwise.recovery.holdout import hold_out
 
@@ -52,7 +53,7 @@ def test_the_plan_tells_what_was_measured(done: tuple[nn.Module, nn.Module], tmp
     small = done[1]
     plan = plan_of(small)
     (settings,) = plan.settings
-    assert settings["methods"] == [{"name": "auto", "effort": "normal"}]
+    assert settings["methods"] == [{"name": "auto", "effort": "normal", "seconds": None}]
     assert settings["chosen"] in settings["held_out_divergence"]
     best = settings["held_out_divergence"]
     assert best[settings["chosen"]] == min(best.values())
@@ -150,7 +151,44 @@ def test_a_level_is_no_worse_than_the_one_that_competes_besides(monkeypatch: pyt
     assert more[notes[1]["chosen"]] == min(more.values()) <= less["predicted"]
 
 
+def test_when_the_time_is_over_it_has_what_is_finished() -> None:
+    model, data, budget = net(), batches(), rankwise.Budget(macs=0.5)
+    told: list[str] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        told.append(stage)
+
+    hurried = rankwise.compress(
+        model, data, budget, method=Automatic("thorough", seconds=1e-3), progress=progress
+    )
+    fast = rankwise.compress(model, data, budget, method=Automatic("fast"))
+    assert plan_of(hurried).settings[0]["held_out_divergence"].keys() == {"fast, predicted"}
+    assert all(torch.equal(v, hurried.state_dict()[n]) for n, v in fast.state_dict().items())
+    assert told[-1] == "finished" and "refit" in told
+    patient = rankwise.compress(model, data, budget, method=Automatic("normal", seconds=1e6))
+    notes = plan_of(patient).settings[0]
+    assert notes["held_out_divergence"].keys() == {"fast, predicted", "measured"}
+    assert notes["held_out_divergence"][notes["chosen"]] == min(notes["held_out_divergence"].values())
+
+
+def test_a_deadline_stops_only_what_has_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("rankwise.progress.time.monotonic", lambda: now[0])
+    told: list[tuple[str, int, int]] = []
+    deadline = Deadline(lambda *given: told.append(given), 10.0)
+    now[0] = 11.0
+    deadline("build", 1, 2)
+    deadline.ready, now[0] = True, 9.0
+    deadline("build", 2, 2)
+    now[0] = 11.0
+    with pytest.raises(TimeIsUp):
+        deadline("refit", 0, 2)
+    assert told == [("build", 1, 2), ("build", 2, 2), ("refit", 0, 2)]
+
+
 def test_bad_wishes_are_refused() -> None:
+    with pytest.raises(RankwiseError, match="seconds=0"):
+        Automatic(seconds=0)
     with pytest.raises(UnknownNameError, match="effort"):
         Automatic(effort="norml")
     with pytest.raises(RankwiseError, match="auto"):

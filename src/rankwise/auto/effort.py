@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from rankwise.errors import UnknownNameError
+from rankwise.errors import RankwiseError, UnknownNameError
 from rankwise.methods import Method, get_method
 from rankwise.methods.cp import CP
 
@@ -77,22 +77,30 @@ class Automatic:
 
     Args:
         effort: "fast", "normal" or "thorough".
+        seconds: with a number, the levels are gone through from "fast" up to ``effort``, and the best result
+            that is finished when the time is over is taken. "fast" is always finished.
 
     Raises:
         UnknownNameError: an unknown effort.
+        RankwiseError: a number of seconds that is not positive.
     """
 
     name: ClassVar[str] = "auto"
     summary: ClassVar[str] = "methods mixed per layer, chosen by what the network's output really does"
 
     effort: str = "normal"
+    seconds: float | None = None
 
     def __post_init__(self) -> None:
         get_effort(self.effort)
+        if self.seconds is not None and not self.seconds > 0:
+            raise RankwiseError(
+                f"seconds={self.seconds!r} was given to method 'auto'; allowed are positive numbers."
+            )
 
     def config(self) -> dict[str, Any]:
         """The settings as JSON-able values."""
-        return {"effort": self.effort}
+        return {"effort": self.effort, "seconds": self.seconds}
 
 
 def get_effort(name: str) -> Effort:
@@ -104,3 +112,13 @@ def get_effort(name: str) -> Effort:
     if name not in EFFORTS:
         raise UnknownNameError("effort", name, EFFORTS)
     return EFFORTS[name]
+
+
+def levels(name: str, hurried: bool) -> list[tuple[str, Effort]]:
+    """What is gone through for the level called ``name``, with its own name "".
+
+    The level it competes with first; where time may run out, all that are smaller, the smallest first.
+    """
+    level = get_effort(name)
+    smaller = list(EFFORTS)[: list(EFFORTS).index(name)] if hurried else filter(None, [level.besides])
+    return [*((other, EFFORTS[other]) for other in smaller), ("", level)]

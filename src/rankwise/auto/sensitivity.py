@@ -18,6 +18,7 @@ from rankwise.network.batches import batch_size, forward, output_tensor, to_devi
 from rankwise.network.replay import Prefix
 from rankwise.network.state import evaluating, unfused
 from rankwise.network.surgery import get_module, replace_
+from rankwise.progress import Progress
 from rankwise.recovery.divergence import divergence_of
 from rankwise.statistics import LayerStatistics
 
@@ -145,7 +146,7 @@ def measured(
     offered: Sequence[tuple[Layer, Offers]],
     statistics: Mapping[str, LayerStatistics],
     points: int,
-    tell: Any,
+    progress: Progress,
 ) -> list[tuple[Layer, list[tuple[Method, Candidates]]]]:
     """What the methods offer, with errors in measured divergence of the network's output (nats)."""
     grids = [[grid(candidates, points) for _, candidates in offers] for _, offers in offered]
@@ -155,10 +156,10 @@ def measured(
         for (method, candidates), indices in zip(offers, chosen, strict=True)
         for index in indices
     ]
-    modules = iter(build_each(tried, statistics))
+    modules = iter(build_each(tried, statistics, progress))
     found = []
     for done, ((layer, offers), chosen) in enumerate(zip(offered, grids, strict=True)):
-        tell("measure", done, len(offered))
+        progress("measure", done, len(offered))
         new = []
         for (method, candidates), indices in zip(offers, chosen, strict=True):
             known = {index: probe.divergence(layer.name, next(modules)) for index in indices}

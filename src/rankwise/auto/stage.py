@@ -1,6 +1,7 @@
 """The stage behind ``method="auto"``: list, measure, allocate, search, build, refit, decide."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from rankwise.allocation import Table
-from rankwise.auto.effort import Effort, get_effort
+from rankwise.auto.effort import Effort, levels
 from rankwise.auto.search import Joint, Selection, refine
 from rankwise.auto.sensitivity import Probe, measured, some_examples
 from rankwise.errors import BudgetError
@@ -19,6 +20,7 @@ from rankwise.network import Cost
 from rankwise.network.batches import forward, output_tensor
 from rankwise.network.state import duplicate, evaluating
 from rankwise.plan import Edit, outputs_left
+from rankwise.progress import Deadline, TimeIsUp
 from rankwise.recovery import divergence, refit_
 from rankwise.recovery.divergence import has_classes
 from rankwise.recovery.holdout import Part, hold_out
@@ -36,15 +38,25 @@ class Finalist:
     settled: Any = None
 
 
+Way = Callable[[nn.Module, Any, Part, Part, Cost, Effort], Iterator[Finalist]]
+"""Finalists of a level: of the original network, an example, batches to fit and held out, and its cost."""
+
+
 @dataclass(eq=False, kw_only=True)
 class AutoStage(Stage):
     """Settings of the stage; :meth:`run_` changes a model in place and returns the edits.
 
     Args:
         effort: "fast", "normal" or "thorough".
+        seconds: after which no more is tried than is finished; see :class:`Automatic`.
     """
 
     effort: str = "normal"
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.progress = self.deadline = Deadline(self.progress, self.seconds)
 
     def run_(
         self, work: nn.Module, original: nn.Module, example: Any, batches: Batches | None, cost: Cost
@@ -61,21 +73,18 @@ class AutoStage(Stage):
             methods = [get_method("cp", effort=20.0, polish=5), get_method("svd")]
             return self._stage(methods).run_(work, original, example, None, cost)
         fit, held = hold_out(batches)
-        level = get_effort(self.effort)
         finalists: list[Finalist] = []
         failures: list[BudgetError] = []
-        ways = [("", self._factorised, level)]
-        if level.besides is not None:
-            ways.append((f"{level.besides}, ", self._factorised, get_effort(level.besides)))
-        if (self.timed is not None or level.narrow) and not self.overrides:  # those are about ranks
-            ways.append(("", self._narrowed, level))
-        for prefix, way, effort in ways:
-            try:
-                found = way(original, example, fit, held, cost, effort)
-            except BudgetError as failure:
-                failures.append(failure)
-            else:
-                finalists += [replace(one, name=prefix + one.name) for one in found]
+        with suppress(TimeIsUp):
+            for name, level, way in self._ways():
+                try:
+                    for found in way(original, example, fit, held, cost, level):
+                        prefix = f"{name}, " if name else ""
+                        finalists.append(replace(found, name=prefix + found.name))
+                        self.deadline.ready = True
+                        self.progress("finished", len(finalists), 0)
+                except BudgetError as failure:
+                    failures.append(failure)
         if not finalists:
             raise failures[0]
         best = min(finalists, key=lambda one: one.divergence)
@@ -88,26 +97,33 @@ class AutoStage(Stage):
         }
         return best.edits
 
+    def _ways(self) -> list[tuple[str, Effort, Way]]:
+        """What competes: the name of a level that is not the one asked for, the level, and a way to build."""
+        found: list[tuple[str, Effort, Way]] = []
+        for name, level in levels(self.effort, self.seconds is not None):
+            found.append((name, level, self._factorised))
+            timed = self.timed is not None and not name
+            if (timed or level.narrow) and not self.overrides:  # those are about ranks
+                found.append((name, level, self._narrowed))
+        return found
+
     def _factorised(
         self, original: nn.Module, example: Any, fit: Part, held: Part, cost: Cost, level: Effort
-    ) -> list[Finalist]:
+    ) -> Iterator[Finalist]:
         """The best mixtures of factorisations."""
         stage, survey = self.surveyed(original, example, fit, level)
-        found = self._search(stage, survey, level, original, fit, cost)
-        return [
-            self._finalist(stage, name, finished(known, level), selection, original, fit, held)
-            for name, known, selection in found
-        ]
+        for name, known, selection in self._search(stage, survey, level, original, fit, cost):
+            yield self._finalist(stage, name, finished(known, level), selection, original, fit, held)
 
     def _narrowed(
         self, original: nn.Module, example: Any, fit: Part, held: Part, cost: Cost, level: Effort
-    ) -> list[Finalist]:
+    ) -> Iterator[Finalist]:
         """Narrower channels by interpolative decomposition, which are faster wherever MACs are not."""
         model = duplicate(original)
         judge = Probe(duplicate(original), some_examples(fit, level.examples)).of if level.points else None
         stage = Narrowing(method=get_method("interpolative"), judge=judge, **self._common())
         edits = stage.run_(model, original, example, fit, cost)
-        return [self._refitted("narrowed", model, original, edits, fit, held)]
+        yield self._refitted("narrowed", model, original, edits, fit, held)
 
     def _common(self) -> dict[str, Any]:
         """The settings that every stage has."""
@@ -194,7 +210,8 @@ class AutoStage(Stage):
     ) -> Finalist:
         """The refit holds out the same examples, for its ridges; the rest of ``auto`` never sees them."""
         with self.watch("refit"):
-            refit_(model, original, fit.batches, outputs_left(original, edits))
+            kept = outputs_left(original, edits)
+            refit_(model, original, fit.batches, kept, progress=self.progress)
         settled = None if self.timed is None else self.timed.settled
         edits = [replace(edit, refitted=True) for edit in edits]
         return Finalist(name, model, edits, divergence(model, original, held), settled)

@@ -57,8 +57,9 @@ def methods_of(name: str, options: Mapping[str, Any]) -> str | list[Any]:
         UnknownNameError: an unknown method or option.
     """
     if name == Automatic.name:
-        if unknown := sorted(set(options) - {"effort"}):
-            raise UnknownNameError("option of method 'auto'", unknown[0], ["effort"])
+        known = Automatic().config()
+        if unknown := sorted(set(options) - set(known)):
+            raise UnknownNameError("option of method 'auto'", unknown[0], known)
         return [Automatic(**options)]
     if "+" not in name:
         return parse_methods(name, dict(options))

@@ -21,6 +21,7 @@ from rankwise.network.find import find_layers
 from rankwise.network.layer import Layer
 from rankwise.network.replay import Prefix
 from rankwise.network.state import evaluating, preserved, unfused
+from rankwise.progress import Progress, silent
 from rankwise.recovery.bias import biased
 from rankwise.recovery.divergence import has_classes
 from rankwise.recovery.holdout import SHARE, hold_out, unless_harmful_
@@ -80,6 +81,7 @@ def refit_(
     batches: Iterable[Any],
     layers: Layers = (),
     settings: Refit | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Fitted]:
     """Refit every layer of ``model``, dense ones too, onto what ``original`` does there.
 
@@ -96,6 +98,7 @@ def refit_(
         batches: calibration batches, read once per layer; labels are not read.
         layers: for layers that lost outputs, which of the original's outputs they still have, in order.
         settings: see :class:`Refit`.
+        progress: called as ``progress("refit", done, total)``, in layers.
 
     Returns:
         What became of each layer, in order.
@@ -104,7 +107,7 @@ def refit_(
         CalibrationError: no batches, or NaN or infinite values, with the layer.
     """
     with unfused(), preserved(original), evaluating(original), evaluating(model):
-        return _Run(model, original, batches, layers, settings or Refit()).all()
+        return _Run(model, original, batches, layers, settings or Refit()).all(progress)
 
 
 class _Run:
@@ -123,12 +126,16 @@ class _Run:
         self.norms = following_batchnorm(original, self.example)
         self.prefixes = Prefix(original, self.example), Prefix(model, self.example)
 
-    def all(self) -> dict[str, Fitted]:
+    def all(self, progress: Progress) -> dict[str, Fitted]:
         """Every layer that may be touched, in order."""
         found = [layer for layer in find_layers(self.original, self.example) if layer.reason is None]
         subjects = [s for layer in found if (s := Subject.of(layer, self.model)) is not None]
         metrics = self._metrics([s for s in subjects if s.chain])
-        return {s.layer.name: self._refit(s, metrics.get(s.layer.name)) for s in subjects}
+        done = {}
+        for count, subject in enumerate(subjects):
+            progress("refit", count, len(subjects))
+            done[subject.layer.name] = self._refit(subject, metrics.get(subject.layer.name))
+        return done
 
     def _metrics(self, chains: Sequence[Subject]) -> dict[str, Tensor]:
         """Second moments of the loss gradient at the outputs of ``chains`` in the original network."""
