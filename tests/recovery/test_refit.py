@@ -147,6 +147,23 @@ def test_an_unchanged_network_stays_as_it_is() -> None:
         assert torch.allclose(model(x), original(x), atol=1e-6)
 
 
+def test_memory_is_bounded_layer_by_layer() -> None:
+    original, data = net(), batches()
+    ranks = {"first.conv1": 3, "first.conv2": 3}
+    free, bound, tight = (factorised(original, ranks) for _ in range(3))
+    refit_(free, original, data)
+    told: list[tuple[str, int, int]] = []
+    refit_(bound, original, data, settings=Refit(max_memory=2**30), progress=lambda *a: told.append(a))
+    assert all(torch.equal(v, bound.state_dict()[n]) for n, v in free.state_dict().items())
+    assert told == [("refit", done, len(told)) for done in range(len(told))] and len(told) > 1
+    before = copy.deepcopy(tight.state_dict())
+    columns = {layer.name: layer.geometry.columns for layer in find_layers(original, data[0])}
+    limit = 16 * 8 * min(columns.values())
+    done = refit_(tight, original, data, settings=Refit(max_memory=limit, gradient=False))
+    assert all(f"max_memory={limit}" in (fitted.reason or "") for fitted in done.values())
+    assert all(torch.equal(v, before[n]) for n, v in tight.state_dict().items())
+
+
 def test_the_recovery_by_name_is_undone_where_it_would_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     original = net()
     model = factorised(original, {"first.conv1": 3})

@@ -21,7 +21,7 @@ from rankwise.network.batches import forward, output_tensor
 from rankwise.network.state import duplicate, evaluating
 from rankwise.plan import Edit, outputs_left
 from rankwise.progress import Deadline, TimeIsUp
-from rankwise.recovery import divergence, refit_
+from rankwise.recovery import Refit, divergence, refit_
 from rankwise.recovery.divergence import has_classes
 from rankwise.recovery.holdout import Part, hold_out
 from rankwise.stage import Stage
@@ -211,7 +211,7 @@ class AutoStage(Stage):
         """The refit holds out the same examples, for its ridges; the rest of ``auto`` never sees them."""
         with self.watch("refit"):
             kept = outputs_left(original, edits)
-            refit_(model, original, fit.batches, kept, progress=self.progress)
+            refit_(model, original, fit.batches, kept, Refit(max_memory=self.max_memory), self.progress)
         settled = None if self.timed is None else self.timed.settled
         edits = [replace(edit, refitted=True) for edit in edits]
         return Finalist(name, model, edits, divergence(model, original, held), settled)

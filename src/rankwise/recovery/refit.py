@@ -19,7 +19,7 @@ from rankwise.network.batches import batch_size, forward, output_tensor, to_devi
 from rankwise.network.batchnorm import following_batchnorm
 from rankwise.network.find import find_layers
 from rankwise.network.layer import Layer
-from rankwise.network.replay import Prefix
+from rankwise.network.replay import LIMIT, Prefix
 from rankwise.network.state import evaluating, preserved, unfused
 from rankwise.progress import Progress, silent
 from rankwise.recovery.bias import biased
@@ -28,11 +28,12 @@ from rankwise.recovery.holdout import SHARE, hold_out, unless_harmful_
 from rankwise.recovery.registry import Layers, register_recovery
 from rankwise.recovery.regression import Regression, Subject
 from rankwise.recovery.wanted import Pair, Wanted, shared_batchnorm
-from rankwise.statistics import LayerStatistics, collect
+from rankwise.statistics import LayerStatistics, Statistic, collect
 from rankwise.statistics.accumulate import Accumulator
 
 Tensor = torch.Tensor
 
+_SUMS: frozenset[Statistic] = frozenset({"input", "target"})  # of a layer, over one part of the examples
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 
 
@@ -51,6 +52,8 @@ class Refit:
         damping: added to that weight, relative to its mean diagonal.
         iterations: Gauss-Newton steps on the factors of a layer, where there are more than two.
         largest: columns of a layer's matrix up to which it is refitted: its sums take that squared.
+        max_memory: bytes that the sums of one layer may take; a layer that needs more is left as it is.
+            With a number, outputs of earlier layers are not kept between passes but computed again.
     """
 
     ridges: tuple[float, ...] = RIDGES
@@ -60,6 +63,7 @@ class Refit:
     damping: float = 1.0
     iterations: int = 20
     largest: int = 4608
+    max_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ class _Run:
         self.device = next((p.device for p in original.parameters()), torch.device("cpu"))
         self.example = to_device(next(iter(self.fit)), self.device)
         self.norms = following_batchnorm(original, self.example)
-        self.prefixes = Prefix(original, self.example), Prefix(model, self.example)
+        memory = 2 * LIMIT if self.settings.max_memory is None else 0
+        self.prefixes = Prefix(original, self.example, memory), Prefix(model, self.example, memory)
 
     def all(self, progress: Progress) -> dict[str, Fitted]:
         """Every layer that may be touched, in order."""
@@ -144,8 +149,8 @@ class _Run:
         layers = [s.layer for s in chains if s.geometry.out_channels == s.layer.geometry.out_channels]
         if not self.settings.gradient or not layers or not has_classes(logits):
             return {}
-        wanted = {layer.name: frozenset({"gradient"}) for layer in layers}
-        found = collect(self.original, layers, self.fit, wanted)  # type: ignore[arg-type] # literals widen
+        wanted: dict[str, frozenset[Statistic]] = {layer.name: frozenset({"gradient"}) for layer in layers}
+        found = collect(self.original, layers, self.fit, wanted, max_memory=self.settings.max_memory)
         damping = self.settings.damping
         return {n: damped(s.gradient_moment, damping) for n, s in found.items() if s.positions > 0}
 
@@ -153,6 +158,9 @@ class _Run:
         columns, largest = subject.geometry.columns, self.settings.largest
         if columns > largest:
             return Fitted(reason=f"its matrix has {columns} columns; at most {largest} are refitted")
+        allowed, needed = self.settings.max_memory, self._bytes(subject)
+        if allowed is not None and needed > allowed:
+            return Fitted(reason=f"its sums take up to {needed} bytes, max_memory={allowed}")
         fit, held = self._statistics(subject)
         if fit.positions <= 0:
             return Fitted(reason="no calibration example reached it")
@@ -169,6 +177,11 @@ class _Run:
             place(found.intercept)
         return Fitted(found.before, found.after, found.ridge)
 
+    def _bytes(self, subject: Subject) -> int:
+        """Most bytes that the sums of the examples to fit and of those held out take."""
+        layer = Layer(subject.path, subject.module, subject.geometry)
+        return 2 * Accumulator.bytes_needed(layer, _SUMS, 0, None)
+
     def _statistics(self, subject: Subject) -> tuple[LayerStatistics, LayerStatistics]:
         """Moments of patches and targets over the examples to fit and over those held out."""
         layer = Layer(subject.path, subject.module, subject.geometry)
@@ -177,7 +190,7 @@ class _Run:
         pairs: dict[str | None, Pair | None] = {}
         found: list[LayerStatistics] = []
         for part in (self.fit, self.held):
-            sums = Accumulator(layer, subject.module, frozenset({"input", "target"}), 0, 0)
+            sums = Accumulator(layer, subject.module, _SUMS, 0, 0)
             examples = 0
             if found and part is self.fit:
                 return found[0], found[0]
