@@ -1,7 +1,7 @@
 """Doing again, on a model with weights, what a plan says."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -17,7 +17,7 @@ from rankwise.network.batches import first_batch, reusable
 from rankwise.network.spec import describe
 from rankwise.network.state import duplicate, preserved
 from rankwise.plan import Edit, Plan, attach_plan_, outputs_left, plan_of, reshape_
-from rankwise.recovery import refit_
+from rankwise.recovery import Refit, refit_
 from rankwise.recovery.holdout import hold_out
 
 
@@ -28,6 +28,7 @@ def apply(
     *,
     example: Any = None,
     seed: int = 0,
+    max_memory: int | None = None,
 ) -> nn.Module:
     """A copy of ``model`` with every edit of ``plan`` done to it, the factors computed from its weights.
 
@@ -42,6 +43,8 @@ def apply(
         calibration: batches, as for :func:`rankwise.compress`; needed where a method of the plan does.
         example: one batch; by default the first of ``calibration``.
         seed: for statistics that are drawn at random.
+        max_memory: bytes that statistics may take at once, as for :func:`rankwise.compress`. The refit of
+            "auto" leaves layers alone that need more, so the same number gives the same network.
 
     Raises:
         PlanError: the plan does not fit the model.
@@ -53,68 +56,97 @@ def apply(
     edits: list[Edit] = []
     with preserved(model):
         for step in plan.steps():
-            edits += _step_(work, step, calibration, example, seed)
+            edits += _Step(calibration, example, seed, max_memory).do_(work, step)
     final = model_cost(work, example).as_dict()
     done = Plan(tuple(edits), model_cost(model, example).as_dict(), final, plan.settings)
     attach_plan_(work, plan_of(model) + done)
     return work
 
 
-def _step_(
-    work: nn.Module, step: Sequence[Edit], calibration: Iterable[Any] | None, example: Any, seed: int
-) -> list[Edit]:
-    """Do the edits of one step; returns them as done, in the same order.
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """What the edits of one step are done with."""
 
-    Where the closed-form refit of "auto" followed, it follows again: all is fitted on the batches that
-    "auto" does not hold out.
-    """
-    fit = hold_out(calibration)[0] if calibration is not None and any(e.refitted for e in step) else None
-    reshape_(work, Plan(tuple(edit for edit in step if edit.op == "fold_batchnorm")))
-    reference = duplicate(work)
-    done = {edit.target: edit for edit in step if edit.op == "replace"}
-    selected = [edit for edit in step if edit.op == "select"]
-    if done:
-        done = _replace_(work, reference, done, fit or calibration, example, seed)
-    if selected:
-        done = _select_(work, reference, selected, fit or calibration, example, seed)
-    built = [done.get(e.target, e) if e.op in ("replace", "select") else e for e in step]
-    if fit is not None:
-        refit_(work, reference, fit.batches, outputs_left(reference, built))
-    return built
+    calibration: Iterable[Any] | None
+    example: Any
+    seed: int
+    max_memory: int | None
 
+    def do_(self, work: nn.Module, step: Sequence[Edit]) -> list[Edit]:
+        """Do the edits of one step; returns them as done, in the same order.
 
-def _replace_(
-    work: nn.Module,
-    reference: nn.Module,
-    edits: dict[str, Edit],
-    calibration: Iterable[Any] | None,
-    example: Any,
-    seed: int,
-) -> dict[str, Edit]:
-    asked = {name: get_method(edit.method or "", **edit.config) for name, edit in edits.items()}
-    stage = Factorisation(
-        methods=list(asked.values()), allocator=get_allocator("uniform"), limits={}, seed=seed
-    )
-    layers = {layer.name: layer for layer in stage.layers(work, example)}
-    picked = []
-    for name, edit in edits.items():
-        if name not in layers:
-            raise PlanError(
-                f"The plan changes layer {name!r}, which the model does not have as a compressible "
-                f"layer; it has {', '.join(layers)}."
-            )
-        layer = layers[name]
-        if layer.reason is not None:
-            raise PlanError(f"The plan changes layer {name!r}, which must be left alone: {layer.reason}.")
-        reason = asked[name].supports(layer)
-        if reason is not None:
-            raise PlanError(f"The plan changes layer {name!r} by {edit.method!r}, which cannot: {reason}.")
-        picked.append((layer, asked[name], edit.choice))
-    able = {layer.name: [method] for layer, method, _ in picked}
-    statistics = stage.collect(work, [layer for layer, _, _ in picked], calibration, able)
-    built = stage.build_(work, reference, calibration, picked, statistics)
-    macs = {layer.name: layer.cost.macs for layer in find_layers(work, example)}
-    return {name: _as_built(edit, built[name], macs) for name, edit in edits.items()}
+        Where the closed-form refit of "auto" followed, it follows again: all is fitted on the batches
+        that "auto" does not hold out.
+        """
+        if self.calibration is None or not any(edit.refitted for edit in step):
+            return self._build_(work, step)[1]
+        fit = hold_out(self.calibration)[0]
+        reference, built = replace(self, calibration=fit)._build_(work, step)
+        refit_(
+            work, reference, fit.batches, outputs_left(reference, built), Refit(max_memory=self.max_memory)
+        )
+        return built
+
+    def _build_(self, work: nn.Module, step: Sequence[Edit]) -> tuple[nn.Module, list[Edit]]:
+        """The network before layers are replaced or narrowed, and the edits as done."""
+        reshape_(work, Plan(tuple(edit for edit in step if edit.op == "fold_batchnorm")))
+        reference = duplicate(work)
+        done = {edit.target: edit for edit in step if edit.op == "replace"}
+        selected = [edit for edit in step if edit.op == "select"]
+        if done:
+            done = self._replace_(work, reference, done)
+        if selected:
+            done = self._select_(work, reference, selected)
+        return reference, [done.get(e.target, e) if e.op in ("replace", "select") else e for e in step]
+
+    def _common(self) -> dict[str, Any]:
+        """The settings of stages that allocate nothing."""
+        return {
+            "allocator": get_allocator("uniform"), "limits": {}, "seed": self.seed,
+            "max_memory": self.max_memory,
+        }  # fmt: skip
+
+    def _replace_(self, work: nn.Module, reference: nn.Module, edits: dict[str, Edit]) -> dict[str, Edit]:
+        asked = {name: get_method(edit.method or "", **edit.config) for name, edit in edits.items()}
+        stage = Factorisation(methods=list(asked.values()), **self._common())
+        layers = {layer.name: layer for layer in stage.layers(work, self.example)}
+        picked = []
+        for name, edit in edits.items():
+            if name not in layers:
+                raise PlanError(
+                    f"The plan changes layer {name!r}, which the model does not have as a compressible "
+                    f"layer; it has {', '.join(layers)}."
+                )
+            layer = layers[name]
+            if layer.reason is not None:
+                raise PlanError(f"The plan changes layer {name!r}, which must be left alone: {layer.reason}.")
+            reason = asked[name].supports(layer)
+            if reason is not None:
+                raise PlanError(
+                    f"The plan changes layer {name!r} by {edit.method!r}, which cannot: {reason}."
+                )
+            picked.append((layer, asked[name], edit.choice))
+        able = {layer.name: [method] for layer, method, _ in picked}
+        statistics = stage.collect(work, [layer for layer, _, _ in picked], self.calibration, able)
+        built = stage.build_(work, reference, self.calibration, picked, statistics)
+        macs = {layer.name: layer.cost.macs for layer in find_layers(work, self.example)}
+        return {name: _as_built(edit, built[name], macs) for name, edit in edits.items()}
+
+    def _select_(self, work: nn.Module, reference: nn.Module, edits: Sequence[Edit]) -> dict[str, Edit]:
+        """Keep the same channels again, the consumers refitted to the batches where the method does so."""
+        done = {}
+        for (name, config), alike in groupby(edits, key=lambda edit: (edit.method, edit.config)):
+            asked = {edit.target: edit for edit in alike}
+            kept = {target: edit.choice["kept"] for target, edit in asked.items()}
+            stage = Narrowing(method=get_method(name or "", **config), **self._common())
+            cost = model_cost(work, self.example)
+            found = stage.redo_(work, reference, self.example, self.calibration, cost, kept)
+            for edit in found:
+                if edit.target in asked:
+                    old = asked[edit.target]
+                    same = old.selection == edit.selection
+                    done[edit.target] = old if same else replace(edit, error=None, scale=None, unit=None)
+        return done
 
 
 def _as_built(edit: Edit, module: nn.Module, macs: dict[str, int]) -> Edit:
@@ -132,28 +164,3 @@ def _as_built(edit: Edit, module: nn.Module, macs: dict[str, int]) -> Edit:
         "macs": sum(value for name, value in macs.items() if f"{name}.".startswith(f"{edit.target}.")),
     }
     return replace(edit, module=description, after=after, error=None, scale=None, unit=None)
-
-
-def _select_(
-    work: nn.Module,
-    reference: nn.Module,
-    edits: Sequence[Edit],
-    calibration: Iterable[Any] | None,
-    example: Any,
-    seed: int,
-) -> dict[str, Edit]:
-    """Keep the same channels again, the consumers refitted to ``calibration`` where the method does so."""
-    done = {}
-    for (name, config), same in groupby(edits, key=lambda edit: (edit.method, edit.config)):
-        asked = {edit.target: edit for edit in same}
-        kept = {target: edit.choice["kept"] for target, edit in asked.items()}
-        stage = Narrowing(
-            method=get_method(name or "", **config), allocator=get_allocator("uniform"), limits={}, seed=seed
-        )
-        found = stage.redo_(work, reference, example, calibration, model_cost(work, example), kept)
-        for edit in found:
-            if edit.target in asked:
-                old = asked[edit.target]
-                same_channels = old.selection == edit.selection
-                done[edit.target] = old if same_channels else replace(edit, error=None, scale=None, unit=None)
-    return done

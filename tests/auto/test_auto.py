@@ -53,7 +53,7 @@ def test_the_plan_tells_what_was_measured(done: tuple[nn.Module, nn.Module], tmp
     small = done[1]
     plan = plan_of(small)
     (settings,) = plan.settings
-    assert settings["methods"] == [{"name": "auto", "effort": "normal", "seconds": None}]
+    assert settings["methods"] == [{"name": "auto", "effort": "normal"}]
     assert settings["chosen"] in settings["held_out_divergence"]
     best = settings["held_out_divergence"]
     assert best[settings["chosen"]] == min(best.values())
@@ -186,9 +186,67 @@ def test_a_deadline_stops_only_what_has_a_result(monkeypatch: pytest.MonkeyPatch
     assert told == [("build", 1, 2), ("build", 2, 2), ("refit", 0, 2)]
 
 
+@pytest.mark.parametrize("stage", ["calibrate", "decompose", "build", "measure", "search", "refit"])
+def test_stopped_in_the_middle_it_leaves_nothing_behind(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    least = replace(EFFORTS["fast"], cp=1.0, ranks=2, draft=2, polish=2)
+    levels = {"fast": least, "more": replace(least, points=2, rounds=1, finalists=2)}
+    monkeypatch.setattr("rankwise.auto.effort.EFFORTS", levels)
+    now, told = [0.0], []
+    monkeypatch.setattr("rankwise.progress.time.monotonic", lambda: now[0])
+
+    def progress(name: str, done: int, total: int) -> None:
+        told.append(name)
+        if name == stage and "finished" in told:
+            now[0] = 100.0
+
+    model, data, threads = net().train(), batches(), torch.get_num_threads()
+    budget = rankwise.Budget(macs=0.5)
+    method = Automatic("more", seconds=10.0)
+    small = rankwise.compress(model, data, budget, method=method, progress=progress)
+    assert told[-1] == stage and now[0] == 100.0
+    assert plan_of(small).settings[0]["held_out_divergence"].keys() == {"fast, predicted"}
+    fast = rankwise.compress(model, data, budget, method=Automatic("fast"))
+    assert all(torch.equal(v, small.state_dict()[n]) for n, v in fast.state_dict().items())
+    assert torch.get_num_threads() == threads and torch.is_grad_enabled()
+    for network in (model, small):
+        assert all(m.training for m in network.modules())
+        assert all(p.requires_grad for p in network.parameters())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+def test_its_plan_builds_the_same_network_within_the_same_memory() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 48),
+        nn.Tanh(),
+        nn.Linear(48, 48),
+        nn.Tanh(),
+        nn.Linear(48, 48),
+        nn.Tanh(),
+        nn.Linear(48, 4),
+    )
+    data = [torch.randn(32, 8) for _ in range(8)]
+    limit = 2 * 8 * 48 * (48 + 1) * 2  # moments of 48 inputs twice, not those of 48 targets as well
+    small, bound = (
+        rankwise.compress(model, data, rankwise.Budget(macs=0.5), method=Automatic("fast"), max_memory=memory)
+        for memory in (None, limit)
+    )
+    again = rankwise.apply(plan_of(bound), model, data, max_memory=limit)
+    x = torch.randn(16, 8)
+    with torch.no_grad():
+        assert not torch.allclose(small(x), bound(x), atol=1e-3)
+        torch.testing.assert_close(again(x), bound(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, float("inf"), float("nan"), True, "2m"])
+def test_seconds_are_a_positive_number(seconds: object) -> None:
+    with pytest.raises(RankwiseError, match="positive numbers"):
+        Automatic(seconds=seconds)  # type: ignore[arg-type] # what a command line may bring
+    assert "seconds" not in Automatic().config()
+    assert Automatic("fast", 2.5).config() == {"effort": "fast", "seconds": 2.5}
+
+
 def test_bad_wishes_are_refused() -> None:
-    with pytest.raises(RankwiseError, match="seconds=0"):
-        Automatic(seconds=0)
     with pytest.raises(UnknownNameError, match="effort"):
         Automatic(effort="norml")
     with pytest.raises(RankwiseError, match="auto"):

@@ -141,6 +141,23 @@ def test_auto_folds_batchnorm_where_time_is_asked_for_and_nowhere_else(timer: Fa
     assert not folds(Budget(latency=0.7), "whitened")
 
 
+def test_what_is_timed_hears_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, told, now = _net(), [], [0.0]
+    monkeypatch.setattr("rankwise.progress.time.monotonic", lambda: now[0])
+
+    def progress(name: str, done: int, total: int) -> None:
+        told.append(name)
+        now[0] = 100.0 if "finished" in told and name == "time networks" else 0.0
+
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(16, 3, 12, 12, generator=generator) for _ in range(6)]
+    small = compress(
+        net, batches, Budget(latency=0.6), method=Automatic("normal", seconds=10.0), progress=progress
+    )
+    assert plan_of(small).settings[0]["held_out_divergence"].keys() == {"fast, predicted", "fast, narrowed"}
+    assert told[-1] == "time networks"
+
+
 def test_wishes_for_layers_hold_for_auto(timer: FakeTimer) -> None:
     net, batches = _net(), [EXAMPLE + 0.1 * i for i in range(4)]
     wishes = {"3": {"dense": True}}

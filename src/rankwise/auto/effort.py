@@ -78,7 +78,8 @@ class Automatic:
     Args:
         effort: "fast", "normal" or "thorough".
         seconds: with a number, the levels are gone through from "fast" up to ``effort``, and the best result
-            that is finished when the time is over is taken. "fast" is always finished.
+            that is finished when the time is over is taken. "fast" is always finished. Without
+            calibration batches it means nothing.
 
     Raises:
         UnknownNameError: an unknown effort.
@@ -93,14 +94,17 @@ class Automatic:
 
     def __post_init__(self) -> None:
         get_effort(self.effort)
-        if self.seconds is not None and not self.seconds > 0:
+        given = self.seconds
+        number = isinstance(given, (int, float)) and not isinstance(given, bool)
+        if given is not None and not (number and 0 < given < float("inf")):
             raise RankwiseError(
-                f"seconds={self.seconds!r} was given to method 'auto'; allowed are positive numbers."
+                f"seconds={given!r} was given to method 'auto'; allowed are positive numbers."
             )
 
     def config(self) -> dict[str, Any]:
         """The settings as JSON-able values."""
-        return {"effort": self.effort, "seconds": self.seconds}
+        limit = {} if self.seconds is None else {"seconds": self.seconds}
+        return {"effort": self.effort, **limit}
 
 
 def get_effort(name: str) -> Effort:

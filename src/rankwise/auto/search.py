@@ -10,6 +10,7 @@ from rankwise.allocation import Table
 from rankwise.auto.sensitivity import Probe
 from rankwise.factorise import Options
 from rankwise.network.surgery import replace_
+from rankwise.progress import Progress, silent
 
 Selection = tuple[int, ...]
 
@@ -25,11 +26,13 @@ class Joint:
         probe: of a copy of the original network, which is changed from selection to selection.
         options: per layer.
         build: makes the module of an option of a layer; called once per pair.
+        progress: called as ``progress("search", selections measured, 0)``, before the next is.
     """
 
     probe: Probe
     options: Sequence[Options]
     build: Callable[[Options, int], nn.Module]
+    progress: Progress = silent
     values: dict[Selection, float] = field(default_factory=dict)
     _modules: dict[tuple[str, int], nn.Module] = field(default_factory=dict)
     _now: dict[str, int] = field(default_factory=dict)
@@ -37,6 +40,7 @@ class Joint:
     def value(self, selection: Selection) -> float:
         """Mean divergence of the output from the original's, without any refit."""
         if selection not in self.values:
+            self.progress("search", len(self.values), 0)
             for options, index in zip(self.options, selection, strict=True):
                 name = options.layer.name
                 if self._now.get(name, 0) != index:

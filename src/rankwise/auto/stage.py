@@ -12,7 +12,7 @@ from rankwise.allocation import Table
 from rankwise.auto.effort import Effort, levels
 from rankwise.auto.search import Joint, Selection, refine
 from rankwise.auto.sensitivity import Probe, measured, some_examples
-from rankwise.errors import BudgetError
+from rankwise.errors import BudgetError, RankwiseError
 from rankwise.factorise import Batches, Factorisation, Options, Survey
 from rankwise.methods import get_method
 from rankwise.narrow import Narrowing
@@ -25,6 +25,7 @@ from rankwise.recovery import Refit, divergence, refit_
 from rankwise.recovery.divergence import has_classes
 from rankwise.recovery.holdout import Part, hold_out
 from rankwise.stage import Stage
+from rankwise.statistics.distributed import is_distributed
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,8 @@ class AutoStage(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.progress = self.deadline = Deadline(self.progress, self.seconds)
+        if self.timed is not None:
+            self.timed.progress = self.timed.times.progress = self.deadline
 
     def run_(
         self, work: nn.Module, original: nn.Module, example: Any, batches: Batches | None, cost: Cost
@@ -72,21 +75,25 @@ class AutoStage(Stage):
         if batches is None:
             methods = [get_method("cp", effort=20.0, polish=5), get_method("svd")]
             return self._stage(methods).run_(work, original, example, None, cost)
+        if self.seconds is not None and is_distributed():
+            raise RankwiseError(
+                "A number of seconds was given to 'auto' in several processes; allowed is one."
+            )
         fit, held = hold_out(batches)
         finalists: list[Finalist] = []
-        failures: list[BudgetError] = []
+        failures: dict[str, BudgetError] = {}
         with suppress(TimeIsUp):
-            for name, level, way in self._ways():
-                try:
-                    for found in way(original, example, fit, held, cost, level):
-                        prefix = f"{name}, " if name else ""
-                        finalists.append(replace(found, name=prefix + found.name))
-                        self.deadline.ready = True
-                        self.progress("finished", len(finalists), 0)
-                except BudgetError as failure:
-                    failures.append(failure)
+            for name, level, ways in self._levels():
+                for way in ways:
+                    try:
+                        for found in way(original, example, fit, held, cost, level):
+                            finalists.append(replace(found, name=", ".join(filter(None, [name, found.name]))))
+                    except BudgetError as failure:
+                        failures.setdefault(name, failure)
+                self.deadline.ready = True
+                self.progress("finished", len(finalists), 0)
         if not finalists:
-            raise failures[0]
+            raise failures.get("") or next(iter(failures.values()))
         best = min(finalists, key=lambda one: one.divergence)
         _adopt_(work, best)
         if self.timed is not None:
@@ -97,14 +104,20 @@ class AutoStage(Stage):
         }
         return best.edits
 
-    def _ways(self) -> list[tuple[str, Effort, Way]]:
-        """What competes: the name of a level that is not the one asked for, the level, and a way to build."""
-        found: list[tuple[str, Effort, Way]] = []
+    def _levels(self) -> list[tuple[str, Effort, list[Way]]]:
+        """What competes: a level, its name if it is not the one asked for, and its ways to build.
+
+        Narrower channels compete under a latency budget, in the last level and, where time may run out,
+        in the first.
+        """
+        found: list[tuple[str, Effort, list[Way]]] = []
         for name, level in levels(self.effort, self.seconds is not None):
-            found.append((name, level, self._factorised))
-            timed = self.timed is not None and not name
-            if (timed or level.narrow) and not self.overrides:  # those are about ranks
-                found.append((name, level, self._narrowed))
+            at_an_end = not name or (self.seconds is not None and not found)
+            narrow = level.narrow or (self.timed is not None and at_an_end)
+            ways: list[Way] = [self._factorised]
+            if narrow and not self.overrides:  # those are about ranks
+                ways.append(self._narrowed)
+            found.append((name, level, ways))
         return found
 
     def _factorised(
@@ -120,8 +133,16 @@ class AutoStage(Stage):
     ) -> Iterator[Finalist]:
         """Narrower channels by interpolative decomposition, which are faster wherever MACs are not."""
         model = duplicate(original)
-        judge = Probe(duplicate(original), some_examples(fit, level.examples)).of if level.points else None
-        stage = Narrowing(method=get_method("interpolative"), judge=judge, **self._common())
+        probe = Probe(duplicate(original), some_examples(fit, level.examples)) if level.points else None
+
+        def judge(narrower: nn.Module) -> float:
+            assert probe is not None
+            self.progress("measure", probe.measured, 0)
+            return probe.of(narrower)
+
+        stage = Narrowing(
+            method=get_method("interpolative"), judge=None if probe is None else judge, **self._common()
+        )
         edits = stage.run_(model, original, example, fit, cost)
         yield self._refitted("narrowed", model, original, edits, fit, held)
 
@@ -182,7 +203,7 @@ class AutoStage(Stage):
             method, choice = options.pick(index)
             return method.build(options.layer, survey.statistics.get(options.layer.name), choice)
 
-        return single, Joint(probe, single.options, build)
+        return single, Joint(probe, single.options, build, self.progress)
 
     def surveyed(
         self, original: nn.Module, example: Any, fit: Part, level: Effort

@@ -242,6 +242,7 @@ def apply(
     weights: options.Weights = None,
     calibration: options.Calibration = None,
     seed: options.Seed = 0,
+    max_memory: options.MaxMemory = None,
     out: Annotated[Path, typer.Option(help="File for the model.")] = Path(MODEL_FILE),
     json: options.Json = False,
 ) -> None:
@@ -250,7 +251,10 @@ def apply(
     batches = None
     if data is not None:
         batches = load_data(data, transform=loaded.preprocessing).calibration(calibration, seed).batches()
-    built = apply_plan(Plan.load(plan), loaded.module, batches, example=loaded.example, seed=seed)
+    built = apply_plan(
+        Plan.load(plan), loaded.module, batches, example=loaded.example, seed=seed,
+        max_memory=None if max_memory is None else int(max_memory * 2**30),
+    )  # fmt: skip
     save(built, out)
     cost = plan_of(built).final
     if json:

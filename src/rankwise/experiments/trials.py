@@ -54,6 +54,7 @@ class Setting:
             "source": self.source,
             "calibration": self.calibration.model_dump(),
             "seed": self.seed,
+            **({} if self.max_memory is None else {"max_memory": self.max_memory}),
         }
 
 

@@ -1,7 +1,7 @@
 """The configurations that the compress-only benchmark compares: method, options and allocator."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from rankwise.allocation import Allocator, get_allocator
@@ -57,7 +57,7 @@ def methods_of(name: str, options: Mapping[str, Any]) -> str | list[Any]:
         UnknownNameError: an unknown method or option.
     """
     if name == Automatic.name:
-        known = Automatic().config()
+        known = [field.name for field in fields(Automatic)]
         if unknown := sorted(set(options) - set(known)):
             raise UnknownNameError("option of method 'auto'", unknown[0], known)
         return [Automatic(**options)]

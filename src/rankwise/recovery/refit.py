@@ -33,7 +33,6 @@ from rankwise.statistics.accumulate import Accumulator
 
 Tensor = torch.Tensor
 
-_SUMS: frozenset[Statistic] = frozenset({"input", "target"})  # of a layer, over one part of the examples
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 
 
@@ -135,14 +134,26 @@ class _Run:
         """Every layer that may be touched, in order."""
         found = [layer for layer in find_layers(self.original, self.example) if layer.reason is None]
         subjects = [s for layer in found if (s := Subject.of(layer, self.model)) is not None]
-        metrics = self._metrics([s for s in subjects if s.chain])
-        done = {}
+        done = {s.layer.name: Fitted(reason=reason) for s in subjects if (reason := self._too_large(s))}
+        subjects = [s for s in subjects if s.layer.name not in done]
+        metrics = self._metrics([s for s in subjects if s.chain], progress)
         for count, subject in enumerate(subjects):
             progress("refit", count, len(subjects))
             done[subject.layer.name] = self._refit(subject, metrics.get(subject.layer.name))
         return done
 
-    def _metrics(self, chains: Sequence[Subject]) -> dict[str, Tensor]:
+    def _too_large(self, subject: Subject) -> str | None:
+        """Why the sums of a layer, over the examples to fit and over those held out, are not made."""
+        columns, largest = subject.geometry.columns, self.settings.largest
+        if columns > largest:
+            return f"its matrix has {columns} columns; at most {largest} are refitted"
+        layer, allowed = Layer(subject.path, subject.module, subject.geometry), self.settings.max_memory
+        needed = 2 * Accumulator.bytes_needed(layer, frozenset({"target"}), 0, None)  # inputs included
+        if allowed is not None and needed > allowed:
+            return f"its sums take up to {needed} bytes, max_memory={allowed}"
+        return None
+
+    def _metrics(self, chains: Sequence[Subject], progress: Progress) -> dict[str, Tensor]:
         """Second moments of the loss gradient at the outputs of ``chains`` in the original network."""
         with torch.no_grad():
             logits = output_tensor(forward(self.original, self.example))
@@ -150,17 +161,12 @@ class _Run:
         if not self.settings.gradient or not layers or not has_classes(logits):
             return {}
         wanted: dict[str, frozenset[Statistic]] = {layer.name: frozenset({"gradient"}) for layer in layers}
-        found = collect(self.original, layers, self.fit, wanted, max_memory=self.settings.max_memory)
+        limit = self.settings.max_memory
+        found = collect(self.original, layers, self.fit, wanted, max_memory=limit, progress=progress)
         damping = self.settings.damping
         return {n: damped(s.gradient_moment, damping) for n, s in found.items() if s.positions > 0}
 
     def _refit(self, subject: Subject, metric: Tensor | None) -> Fitted:
-        columns, largest = subject.geometry.columns, self.settings.largest
-        if columns > largest:
-            return Fitted(reason=f"its matrix has {columns} columns; at most {largest} are refitted")
-        allowed, needed = self.settings.max_memory, self._bytes(subject)
-        if allowed is not None and needed > allowed:
-            return Fitted(reason=f"its sums take up to {needed} bytes, max_memory={allowed}")
         fit, held = self._statistics(subject)
         if fit.positions <= 0:
             return Fitted(reason="no calibration example reached it")
@@ -177,11 +183,6 @@ class _Run:
             place(found.intercept)
         return Fitted(found.before, found.after, found.ridge)
 
-    def _bytes(self, subject: Subject) -> int:
-        """Most bytes that the sums of the examples to fit and of those held out take."""
-        layer = Layer(subject.path, subject.module, subject.geometry)
-        return 2 * Accumulator.bytes_needed(layer, _SUMS, 0, None)
-
     def _statistics(self, subject: Subject) -> tuple[LayerStatistics, LayerStatistics]:
         """Moments of patches and targets over the examples to fit and over those held out."""
         layer = Layer(subject.path, subject.module, subject.geometry)
@@ -190,7 +191,7 @@ class _Run:
         pairs: dict[str | None, Pair | None] = {}
         found: list[LayerStatistics] = []
         for part in (self.fit, self.held):
-            sums = Accumulator(layer, subject.module, _SUMS, 0, 0)
+            sums = Accumulator(layer, subject.module, frozenset({"input", "target"}), 0, 0)
             examples = 0
             if found and part is self.fit:
                 return found[0], found[0]
