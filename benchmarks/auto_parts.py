@@ -59,6 +59,7 @@ def main() -> None:
     )
     parser.add_argument("--budget", default="params=0.3")
     parser.add_argument("--seeds", default="0,1,2", help="of the calibration images")
+    parser.add_argument("--images", type=int, default=1024, help="for calibration")
     parser.add_argument("--parts", default=";".join(PARTS), help="separated by semicolons")
     parser.add_argument("--out", type=Path, default=Path("runs/auto_parts"))
     given = parser.parse_args()
@@ -71,7 +72,7 @@ def main() -> None:
     found: dict[str, list[float]] = {}
     with (given.out / "rows.jsonl").open("a") as file:
         for seed in map(int, given.seeds.split(",")):
-            batches = data.calibration(seed=seed).batches(128)
+            batches = data.calibration(given.images, seed).batches(128)
             judged = data.validation(seed=seed).batches(500)
             decisions = record_decisions(loaded.module, judged)
             for part in given.parts.split(";"):
@@ -81,7 +82,7 @@ def main() -> None:
                 )
                 seconds = time.monotonic() - start
                 figures = evaluate(small, judged, decisions, resamples=1)
-                row = {"part": part, "budget": given.budget, "seed": seed, "kl": figures.kl,
+                row = {"part": part, "budget": given.budget, "seed": seed, "images": given.images, "kl": figures.kl,
                        "agreement": figures.agreement, "seconds": round(seconds)}  # fmt: skip
                 file.write(json.dumps(row) + "\n")
                 file.flush()
