@@ -82,8 +82,9 @@ def main() -> None:
                 )
                 seconds = time.monotonic() - start
                 figures = evaluate(small, judged, decisions, resamples=1)
-                row = {"part": part, "budget": given.budget, "seed": seed, "images": given.images, "kl": figures.kl,
-                       "agreement": figures.agreement, "seconds": round(seconds)}  # fmt: skip
+                row = {"part": part, "budget": given.budget, "seed": seed, "images": given.images,
+                       "kl": figures.kl, "agreement": figures.agreement,
+                       "seconds": round(seconds)}  # fmt: skip
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 print(row, flush=True)
