@@ -25,7 +25,7 @@ from rankwise.statistics.patches import (
 Tensor = torch.Tensor
 Offset = tuple[int, ...]
 
-_CHUNK_ELEMENTS = 1 << 22  # float64 numbers held at a time: 32 MiB
+_FEWEST, _MOST = 1 << 20, 1 << 22  # float64 numbers held at a time: 8 MiB, near a cache, to 32 MiB
 
 
 def widened(x: Tensor) -> Tensor:
@@ -34,9 +34,14 @@ def widened(x: Tensor) -> Tensor:
     return x.detach().to(device, torch.float64)
 
 
-def chunks(x: Tensor, weights: Tensor | None, per_example: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Pieces of ``x`` along its first dimension that need ``per_example`` numbers per entry, in float64."""
-    size = max(1, _CHUNK_ELEMENTS // max(1, per_example))
+def chunks(
+    x: Tensor, weights: Tensor | None, per_example: int, result: int = 0
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Pieces of ``x`` along its first dimension that need ``per_example`` numbers per entry, in float64.
+
+    A piece holds as many numbers as the ``result`` that is added to for each of them, within bounds.
+    """
+    size = max(1, min(_MOST, max(_FEWEST, result)) // max(1, per_example))
     for start in range(0, x.shape[0], size):
         piece = widened(x[start : start + size])
         yield piece, None if weights is None else weights[start : start + size].to(piece)
@@ -63,7 +68,8 @@ def channel_sums(
     total: Tensor | None = None
     square: Tensor | None = None
     start = 0
-    for piece, piece_weights in chunks(tensor, weights, prod(tensor.shape[1:])):
+    result = groups * (tensor.shape[1] // groups) ** 2
+    for piece, piece_weights in chunks(tensor, weights, prod(tensor.shape[1:]), result):
         left = _by_group(groups, _weighted(piece, piece_weights)).flatten(2)  # (G, o, n)
         right = _by_group(groups, piece).flatten(2)
         if other is not None:
@@ -92,7 +98,7 @@ def patch_sums(geometry: Geometry, x: Tensor, weights: Tensor | None) -> tuple[T
     shifted = _shifts_pay(geometry, sizes)
     reach = prod(sizes) // prod(window_stride(geometry))
     per_example = 3 * x.shape[1] * prod(sizes) if shifted else groups * d * reach
-    for piece, piece_weights in chunks(x, weights, per_example):
+    for piece, piece_weights in chunks(x, weights, per_example, square.numel()):
         if shifted:
             part_total, part_square = _shifted_sums(geometry, padded(geometry, piece), piece_weights)
         else:
@@ -113,13 +119,21 @@ def cross_sums(geometry: Geometry, x: Tensor, target: Tensor, weights: Tensor | 
     x, target = as_examples(geometry, x), as_examples(geometry, target)
     groups = geometry.groups
     total = x.new_zeros(groups, geometry.rows, geometry.columns, dtype=torch.float64)
+    sizes = padded(geometry, x[:1]).shape[2:]
+    shifted = not geometry.pointwise and _shifts_pay(geometry, sizes)
     per_example = groups * geometry.columns * prod(target.shape[2:])
+    if shifted:
+        per_example = (x.shape[1] + target.shape[1]) * prod(sizes)
     start = 0
-    for piece, piece_weights in chunks(x, weights, per_example):
-        rows = patches(geometry, piece).movedim(2, 0).flatten(1, 2)  # (G, n P, d)
+    for piece, piece_weights in chunks(x, weights, per_example, total.numel()):
         wanted = _weighted(target[start : start + len(piece)].detach().to(piece), piece_weights)
         start += len(piece)
-        total += (_by_group(groups, wanted).flatten(2) @ rows).to(total)
+        if shifted:
+            part = _shifted_cross(geometry, padded(geometry, piece), wanted)
+        else:
+            rows = patches(geometry, piece).movedim(2, 0).flatten(1, 2)  # (G, n P, d)
+            part = _by_group(groups, wanted).flatten(2) @ rows
+        total += part.to(total)
     return total
 
 
@@ -206,6 +220,26 @@ class _Shifted:
                     known[start] = known[here] + self._move(here, axis, step, shift)
                 end = tuple(a + s for a, s in zip(start, shift, strict=True))
                 yield index[start], index[end], known[start]
+
+
+def _shifted_cross(geometry: Geometry, x: Tensor, target: Tensor) -> Tensor:
+    """:func:`cross_sums` of an input that is padded already, at stride 1: one shift per kernel position.
+
+    The target lies in a map of the input's size with zeros beyond it, so that shifts of the flattened
+    maps never reach from one row or example into the next.
+    """
+    sizes, groups = x.shape[2:], geometry.groups
+    canvas = x.new_zeros(*target.shape[:2], *sizes)
+    canvas[last_axes(slice(size) for size in target.shape[2:])] = target
+    left, right = (_by_group(groups, maps).contiguous().flatten(2) for maps in (canvas, x))
+    blocks = []
+    for index in product(*map(range, geometry.kernel_size)):
+        steps = zip(index, geometry.dilation, range(len(sizes)), strict=True)
+        shift = sum(i * d * prod(sizes[axis + 1 :]) for i, d, axis in steps)
+        blocks.append(left[:, :, : left.shape[2] - shift] @ right[:, :, shift:].transpose(1, 2))
+    if geometry.kind == "conv_transpose":
+        blocks.reverse()  # reversing every kernel axis reverses the flattened kernel index
+    return torch.stack(blocks, 3).flatten(2)
 
 
 def _shifted_sums(geometry: Geometry, x: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
