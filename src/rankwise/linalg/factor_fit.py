@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.func import jvp, vjp
 
 from rankwise.linalg.conjugate_gradients import Tensors, add, conjugate_gradients
 from rankwise.linalg.lowrank import symmetric_power
@@ -13,7 +11,6 @@ from rankwise.linalg.lowrank import symmetric_power
 Tensor = torch.Tensor
 Factors = dict[str, Tensor]
 Map = Callable[[Mapping[str, Tensor]], Tensor]
-Pull = Callable[[Tensor], Factors]
 _TRIALS = 6
 _FORCING = 1e-5
 
@@ -67,10 +64,31 @@ def reduced_rank(goal: Quadratic, rank: int) -> tuple[Tensor, Tensor]:
     return right / scale.sqrt(), basis * scale.sqrt()
 
 
-def _linearised(compose: Map, at: Factors) -> tuple[Tensor, Pull]:
-    """The matrix at ``at``, and the adjoint of its derivative there."""
-    found: Any = vjp(compose, at)
-    return found[0], lambda weighed: found[1](weighed)[0]
+class _Derivative:
+    """A map at some factors: its matrix there, its derivative and the adjoint of that.
+
+    The adjoint is linear in what it is applied to, and its own adjoint is the derivative: one graph
+    serves every product.
+    """
+
+    def __init__(self, compose: Map, at: Factors) -> None:
+        self._names = list(at)
+        with torch.enable_grad():
+            self._at = [factor.detach().requires_grad_() for factor in at.values()]
+            self._matrix = compose(dict(zip(self._names, self._at, strict=True)))
+            self._given = torch.zeros_like(self._matrix, requires_grad=True)
+            self._adjoint = torch.autograd.grad(self._matrix, self._at, self._given, create_graph=True)
+        self.matrix = self._matrix.detach()
+
+    def push(self, direction: Factors) -> Tensor:
+        """The change of the matrix along ``direction``."""
+        along = [direction[name] for name in self._names]
+        return torch.autograd.grad(self._adjoint, self._given, along, retain_graph=True)[0]
+
+    def pull(self, weighed: Tensor) -> Factors:
+        """The gradient of the product of ``weighed`` and the matrix."""
+        found = torch.autograd.grad(self._matrix, self._at, weighed, retain_graph=True)
+        return dict(zip(self._names, found, strict=True))
 
 
 def fit_factors(
@@ -125,13 +143,13 @@ class _Model:
 
     @classmethod
     def at(cls, compose: Map, factors: Factors, goal: Quadratic, generator: torch.Generator) -> "_Model":
-        matrix, pull = _linearised(compose, factors)
+        here = _Derivative(compose, factors)
 
-        def curvature(v: Factors) -> Factors:
-            return pull(goal.weigh(jvp(compose, (factors,), (v,))[1]))
+        def curvature(direction: Factors) -> Factors:
+            return here.pull(goal.weigh(here.push(direction)))
 
         mean = _mean_diagonal(curvature, factors, generator)
-        return cls(pull(goal.weigh(matrix - goal.target)), curvature, mean)
+        return cls(here.pull(goal.weigh(here.matrix - goal.target)), curvature, mean)
 
     def moved(self, factors: Factors, damping: float, inner: int) -> Factors:
         """``factors`` moved to the minimum of the model plus ``damping`` times the mean diagonal."""
