@@ -49,9 +49,7 @@ def main() -> None:
         data = load_data(str(loaded.dataset), transform=loaded.preprocessing)
         batches = data.calibration(given.images, seed=0).batches(128)
         if not trained:
-            with torch.no_grad():
-                update_bn(batches, loaded.module)
-            loaded.module.eval()
+            update_bn(batches, loaded.module)
         start = time.monotonic()
         done = compression(loaded.module, batches, Budget.parse(given.budget), method=Automatic(given.effort))
         parts = {part: round(seconds) for part, seconds in done.seconds.items()}

@@ -23,7 +23,7 @@ class Deadline:
         progress: what is told.
         seconds: from now on; None for no end.
 
-    ``ready`` is False until there is something to stop with: before, nothing is stopped.
+    ``ready`` is for the caller to set, once the work may be stopped.
     """
 
     def __init__(self, progress: Progress, seconds: float | None) -> None:
@@ -32,7 +32,7 @@ class Deadline:
         self.ready = False
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Raises TimeIsUp: it is, and there is a result."""
+        """Raises TimeIsUp: it is, and the work may be stopped."""
         self._progress(stage, done, total)
         if self.ready and time.monotonic() > self._end:
             raise TimeIsUp

@@ -110,7 +110,7 @@ def _run(
         model, data, weights, method, options.settings(method_option), allocator,
         options.settings(allocator_option), budget, parse_recovery(recover), calibration, seed=seed,
         include=tuple(include or ()), exclude=tuple(exclude or ()), multiple_of=multiple_of,
-        max_memory=None if max_memory is None else int(max_memory * 2**30),
+        max_memory=options.in_bytes(max_memory),
         fold_batchnorm=fold_batchnorm,
     )  # fmt: skip
 
@@ -253,7 +253,7 @@ def apply(
         batches = load_data(data, transform=loaded.preprocessing).calibration(calibration, seed).batches()
     built = apply_plan(
         Plan.load(plan), loaded.module, batches, example=loaded.example, seed=seed,
-        max_memory=None if max_memory is None else int(max_memory * 2**30),
+        max_memory=options.in_bytes(max_memory),
     )  # fmt: skip
     save(built, out)
     cost = plan_of(built).final

@@ -57,7 +57,7 @@ def run(
         return
     worker: Engine = Local(jobs or min(cores(), len(trials)))
     if engine == "ray":
-        worker = OnRay(ray_address, cpus, gpus, None if memory is None else int(memory * 2**30))
+        worker = OnRay(ray_address, cpus, gpus, options.in_bytes(memory))
     with progress_bars(quiet=json) as progress:
 
         def told(trial: Trial, metrics: dict[str, Any], done: int, total: int) -> None:

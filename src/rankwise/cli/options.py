@@ -80,3 +80,8 @@ def settings(pairs: list[str] | None) -> dict[str, Any]:
         except ValueError:
             found[name] = value
     return found
+
+
+def in_bytes(gibibytes: float | None) -> int | None:
+    """A limit on memory as the library takes it."""
+    return None if gibibytes is None else int(gibibytes * 2**30)

@@ -101,7 +101,7 @@ def refit_(
         batches: calibration batches, read once per layer; labels are not read.
         layers: for layers that lost outputs, which of the original's outputs they still have, in order.
         settings: see :class:`Refit`.
-        progress: called as ``progress("refit", done, total)``, in layers.
+        progress: called as ``progress("refit", done, total)``, in layers, and while gradients are collected.
 
     Returns:
         What became of each layer, in order.
@@ -134,12 +134,14 @@ class _Run:
         """Every layer that may be touched, in order."""
         found = [layer for layer in find_layers(self.original, self.example) if layer.reason is None]
         subjects = [s for layer in found if (s := Subject.of(layer, self.model)) is not None]
-        done = {s.layer.name: Fitted(reason=reason) for s in subjects if (reason := self._too_large(s))}
-        subjects = [s for s in subjects if s.layer.name not in done]
-        metrics = self._metrics([s for s in subjects if s.chain], progress)
+        reasons = {s.layer.name: self._too_large(s) for s in subjects}
+        metrics = self._metrics([s for s in subjects if s.chain and not reasons[s.layer.name]], progress)
+        done = {}
         for count, subject in enumerate(subjects):
             progress("refit", count, len(subjects))
-            done[subject.layer.name] = self._refit(subject, metrics.get(subject.layer.name))
+            name = subject.layer.name
+            reason = reasons[name]
+            done[name] = Fitted(reason=reason) if reason else self._refit(subject, metrics.get(name))
         return done
 
     def _too_large(self, subject: Subject) -> str | None:

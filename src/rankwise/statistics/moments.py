@@ -35,11 +35,11 @@ def widened(x: Tensor) -> Tensor:
 
 
 def chunks(
-    x: Tensor, weights: Tensor | None, per_example: int, result: int = 0
+    x: Tensor, weights: Tensor | None, per_example: int, result: int
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Pieces of ``x`` along its first dimension that need ``per_example`` numbers per entry, in float64.
 
-    A piece holds as many numbers as the ``result`` that is added to for each of them, within bounds.
+    A piece has at least as many numbers as the ``result`` that each is added to, within bounds.
     """
     size = max(1, min(_MOST, max(_FEWEST, result)) // max(1, per_example))
     for start in range(0, x.shape[0], size):
@@ -68,7 +68,7 @@ def channel_sums(
     total: Tensor | None = None
     square: Tensor | None = None
     start = 0
-    result = groups * (tensor.shape[1] // groups) ** 2
+    result = tensor.shape[1] * (tensor if other is None else other).shape[1] // groups
     for piece, piece_weights in chunks(tensor, weights, prod(tensor.shape[1:]), result):
         left = _by_group(groups, _weighted(piece, piece_weights)).flatten(2)  # (G, o, n)
         right = _by_group(groups, piece).flatten(2)
