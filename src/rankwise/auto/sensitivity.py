@@ -14,7 +14,7 @@ from rankwise.allocation.measured import scaled_to
 from rankwise.factorise import Offers, build_each
 from rankwise.methods import Candidates, Method
 from rankwise.network import Layer
-from rankwise.network.batches import batch_size, forward, output_tensor, to_device
+from rankwise.network.batches import batch_size, device_of, forward, output_tensor, to_device
 from rankwise.network.replay import Prefix
 from rankwise.network.state import evaluating, unfused
 from rankwise.network.surgery import get_module, replace_
@@ -67,7 +67,7 @@ class Probe:
     """How many candidates have been measured."""
 
     def __post_init__(self) -> None:
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        device = device_of(self.model)
         batches, self.expected, size = [], [], 0
         with torch.no_grad(), evaluating(self.model), unfused():
             for batch in self.batches:

@@ -56,9 +56,14 @@ def split_batch(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str
     )
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where ``model`` takes its inputs: the device of its first parameter; without any, the CPU."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
 def forward(model: nn.Module, batch: Any) -> Any:
-    """Call ``model`` on ``batch`` as :func:`split_batch` says; returns what the model returns."""
-    args, kwargs, _ = split_batch(model, batch)
+    """What ``model`` returns, called on ``batch`` as :func:`split_batch` says, moved to its device."""
+    args, kwargs, _ = split_batch(model, to_device(batch, device_of(model)))
     return model(*args, **kwargs)
 
 
@@ -103,13 +108,15 @@ def batch_size(batch: Any) -> int:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """``batch`` with every tensor on ``device``, in the same kind of container."""
+    """``batch`` with every tensor on ``device``, in the same kind of container; itself where it is there."""
+    if not isinstance(batch, (torch.Tensor, Mapping, Sequence)) or isinstance(batch, str):
+        return batch
+    if all(tensor.device == device for tensor in tensors_of(batch)):
+        return batch
     if isinstance(batch, torch.Tensor):
         return batch.to(device)
     if isinstance(batch, Mapping):
         return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-    if not isinstance(batch, Sequence) or isinstance(batch, str):
-        return batch
     values = [v.to(device) if isinstance(v, torch.Tensor) else v for v in batch]
     return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)  # type: ignore[call-arg]
 

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from rankwise.network.batches import forward, output_tensor
+from rankwise.network.batches import device_of, forward, output_tensor, to_device
 from rankwise.network.channel_group import ChannelGroup, Port, Units
 from rankwise.network.channel_rules import Call, propagate
 from rankwise.network.labels import LabelSpace
@@ -203,6 +203,7 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
 
 def _run(model: nn.Module, example: Any) -> _Trace:
     trace = _Trace(model)
+    example = to_device(example, device_of(model))
     with preserved(model), torch.no_grad(), _hooked(trace):
         model.eval()
         for tensor in _tensors_in(example):

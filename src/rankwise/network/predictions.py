@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from rankwise.errors import DataError, RankwiseError
-from rankwise.network.batches import batch_size, forward, output_tensor, split_batch, tensors_of, to_device
+from rankwise.network.batches import (
+    batch_size,
+    device_of,
+    forward,
+    output_tensor,
+    split_batch,
+    tensors_of,
+    to_device,
+)
 
 Task = Literal["classification", "language"]
 IGNORED = -100  # label of predictions that do not count, as in torch.nn.functional.cross_entropy
@@ -36,8 +44,7 @@ def predict(model: nn.Module, batch: Any, task: Task | None = None) -> Predictio
         DataError: labels of a wrong shape or type, or outside the model's classes.
         RankwiseError: an output of a shape that neither task has.
     """
-    device = next(model.parameters(), torch.empty(0)).device
-    batch = to_device(batch, device)
+    batch = to_device(batch, device_of(model))
     return predictions_of(model, batch, output_tensor(forward(model, batch)), task)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rankwise.errors import CalibrationError
-from rankwise.network.batches import batch_size, first_batch, forward, output_tensor, to_device
+from rankwise.network.batches import batch_size, device_of, first_batch, forward, output_tensor, to_device
 from rankwise.network.state import preserved, unfused
 from rankwise.progress import Progress, silent
 from rankwise.recovery.imitation import (
@@ -172,7 +172,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        self.device = device_of(self.model)
         first = to_device(self.held[0], self.device)
         self.names = common_blocks(self.model, self.original, first) if self.settings.blocks > 0 else []
         self.expected = [self._teach(batch) for batch in self.held]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rankwise.errors import CalibrationError
-from rankwise.network.batches import forward, output_tensor, to_device
+from rankwise.network.batches import device_of, forward, output_tensor, to_device
 from rankwise.network.state import preserved, unfused
 from rankwise.statistics.gradient import class_rows
 
@@ -43,7 +43,7 @@ def divergence(model: nn.Module, original: nn.Module, batches: Iterable[Any]) ->
         CalibrationError: there are no batches.
     """
     total, rows = 0.0, 0
-    device = next((p.device for p in original.parameters()), torch.device("cpu"))
+    device = device_of(original)
     with preserved(original), preserved(model), unfused(), torch.no_grad():
         original.eval()
         model.eval()

@@ -15,7 +15,7 @@ from torch import nn
 from rankwise.errors import CalibrationError
 from rankwise.linalg.metric import damped
 from rankwise.network.additions import Sight, sights
-from rankwise.network.batches import batch_size, forward, output_tensor, to_device
+from rankwise.network.batches import batch_size, device_of, forward, output_tensor, to_device
 from rankwise.network.batchnorm import following_batchnorm
 from rankwise.network.find import find_layers
 from rankwise.network.layer import Layer
@@ -124,7 +124,7 @@ class _Run:
         self.fit, self.held = hold_out(batches, settings.holdout)
         if not len(self.fit):
             raise CalibrationError("The closed-form refit was given no calibration batches; it needs one.")
-        self.device = next((p.device for p in original.parameters()), torch.device("cpu"))
+        self.device = device_of(original)
         self.example = to_device(next(iter(self.fit)), self.device)
         self.norms = following_batchnorm(original, self.example)
         memory = 2 * LIMIT if self.settings.max_memory is None else 0

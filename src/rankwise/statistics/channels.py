@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rankwise.errors import CalibrationError
-from rankwise.network.batches import forward, to_device
+from rankwise.network.batches import device_of, forward, to_device
 from rankwise.network.layer import Layer
 from rankwise.network.replay import Replay
 from rankwise.network.state import preserved, unfused
@@ -115,7 +115,7 @@ def collect_channels(
         CalibrationError: no batch, or NaN or infinite activations (names layer and batch).
     """
     found = {name: ChannelMoments() for name in intakes}
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     models = [model] if reference is None else [model, reference]
     count = 0
     with torch.no_grad(), _inputs_of(models, intakes) as inputs:

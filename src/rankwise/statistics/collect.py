@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rankwise.errors import CalibrationError
-from rankwise.network.batches import batch_size, forward, split_batch, to_device
+from rankwise.network.batches import batch_size, device_of, forward, split_batch, to_device
 from rankwise.network.layer import Layer
 from rankwise.network.state import preserved, unfused
 from rankwise.statistics.accumulate import Accumulator
@@ -162,7 +162,7 @@ class _Run:
         }
         loss = loss_function(self.loss, seed)
         examples, count = 0.0, 0
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        device = device_of(self.model)
         for count, batch in enumerate(batches, 1):
             batch = to_device(batch, device)
             weights = self._weights(batch, count - 1)

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rankwise.errors import CalibrationError
 from rankwise.linalg.quadratic_fit import fit_products, fit_quadratic_form
-from rankwise.network.batches import batch_size, forward, output_tensor, split_batch, to_device
+from rankwise.network.batches import batch_size, device_of, forward, output_tensor, split_batch, to_device
 from rankwise.network.layer import Layer
 from rankwise.network.state import preserved, unfused
 from rankwise.statistics.gradient import class_rows, loss_function, sampled_loss
@@ -159,7 +159,7 @@ def add_curvature_(
         raise CalibrationError(f"loss={options.loss!r} was given; allowed: 'mse', 'kl' or a function.")
     probes = {layer.name: _Probe(layer, found[layer.name].output_mean) for layer in layers}
     generator = torch.Generator().manual_seed(options.seed)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     examples = 0
     with preserved(model), unfused():
         model.eval().requires_grad_(False)
