@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import rankwise
+from rankwise.evaluation import evaluate, record_decisions
 from rankwise.io import load, save
 from rankwise.methods import methods
 from rankwise.models import load_model
@@ -58,6 +59,12 @@ def test_every_recovery_runs_there(name: str) -> None:
     plain = rankwise.compress(net("cuda"), batches(), BUDGET, method="svd")
     assert everything_on_the_gpu(small)
     assert divergence(small, net("cuda"), batches(2)) <= 1.05 * divergence(plain, net("cuda"), batches(2))
+
+
+def test_it_is_judged_there_by_decisions_recorded_once() -> None:
+    labelled = [(batch, torch.zeros(len(batch), dtype=torch.long)) for batch in batches()]
+    decisions = record_decisions(net("cuda"), labelled)
+    assert evaluate(net("cuda"), labelled, decisions, resamples=1).agreement == 1.0
 
 
 def test_saved_there_and_loaded_on_the_cpu(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from rankwise.errors import CalibrationError
+from rankwise.network import model_cost
 from rankwise.network.batches import (
     batch_size,
     first_batch,
@@ -133,3 +134,25 @@ def test_first_batch() -> None:
     for given, message in ((None, "Neither"), (iter([X]), "only once"), ([], "empty")):
         with pytest.raises(CalibrationError, match=message):
             first_batch(given)
+
+
+@pytest.mark.parametrize("batch", [X, (X, Y), {"input": X, "note": "text"}], ids=["tensor", "pair", "dict"])
+def test_batches_go_where_the_network_is(batch: Any) -> None:
+    class Reads(nn.Linear):
+        def forward(self, input: torch.Tensor, note: str = "") -> torch.Tensor:
+            return super().forward(input)
+
+    assert forward(Reads(3, 2, device="meta"), batch).is_meta
+    assert not forward(Reads(3, 2), batch).is_meta
+
+
+def test_batches_that_are_there_stay_themselves() -> None:
+    for batch in (X, (X, Y), {"input": X}, [X, 3]):
+        assert to_device(batch, X.device) is batch
+
+
+def test_the_cost_of_a_network_elsewhere_is_counted_with_batches_from_here() -> None:
+    convolution = nn.Conv2d(3, 4, 3)
+    elsewhere = nn.Conv2d(3, 4, 3, device="meta")
+    example = torch.zeros(2, 3, 8, 8)
+    assert model_cost(elsewhere, example) == model_cost(convolution, example)

@@ -78,7 +78,7 @@ def _score(predictions: Predictions, reference: Decisions | None) -> dict[str, t
             f"The reference decides on {tuple(expected.shape)} (predictions, classes), the model on "
             f"{tuple(logits.shape)}: they cannot be compared on this data."
         )
-    for rows in torch.arange(len(logits), device=logits.device).split(ROWS):
+    for rows in (slice(start, start + ROWS) for start in range(0, max(1, len(logits)), ROWS)):
         log_probabilities = _log_probabilities(logits[rows])
         parts.setdefault("decision", []).append(logits[rows].argmax(1))
         if target is not None:
