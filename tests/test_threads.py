@@ -1,5 +1,7 @@
 """Work in threads: the same results, in order, and torch's settings as they were."""
 
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -28,6 +30,18 @@ def test_results_come_in_order_with_one_thread_each_and_the_callers_gradient_mod
         assert in_threads(work, range(9)) == [(i * i, 1, False) for i in range(9)]
     assert in_threads(work, [3]) == [(9, 2, True)]
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_there_are_at_most_four() -> None:
+    torch.set_num_threads(8)
+
+    def work(item: int) -> int:
+        time.sleep(0.01)  # so that no thread can do all of it
+        return threading.get_ident()
+
+    assert 1 < len(set(in_threads(work, range(24)))) <= 4
+    assert torch.get_num_threads() == 8
 
 
 @pytest.mark.usefixtures("two_threads")

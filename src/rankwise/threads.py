@@ -9,11 +9,13 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 
+_MOST = 4  # Python's own lock: sixteen threads took three times as long as two (docs/auto.md)
+
 
 def in_threads(
     work: Callable[[T], R], items: Sequence[T], done: Callable[[int], None] = lambda count: None
 ) -> list[R]:
-    """``work(item)`` of every item, in order, in as many threads as torch may use.
+    """``work(item)`` of every item, in order, in as many threads as torch may use, at most four.
 
     Each thread then computes with one thread of torch's: small matrices gain nothing from more. Whether
     gradients are recorded is as in the caller. With one thread, or one item, nothing is different from
@@ -38,7 +40,7 @@ def in_threads(
             return work(item)
 
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(min(threads, len(items)))
+    pool = ThreadPoolExecutor(min(threads, len(items), _MOST))
     try:
         for result in pool.map(one, items):
             found.append(result)

@@ -9,10 +9,11 @@ import torch
 from tests.network.skip_net import SkipNet, images
 
 from rankwise.allocation.measured import scaled_to
-from rankwise.auto.sensitivity import Probe, corrected, grid, some_examples
+from rankwise.auto.sensitivity import Probe, corrected, grid, measured, rivals, some_examples
 from rankwise.methods import Candidates, get_method
-from rankwise.network import find_layers
+from rankwise.network import Cost, find_layers
 from rankwise.network.surgery import replace_
+from rankwise.progress import silent
 
 
 def candidates(error: list[float], params: list[int] | None = None) -> Candidates:
@@ -80,6 +81,39 @@ def test_the_grid_spans_the_errors_of_undominated_candidates() -> None:
 def test_interpolated_candidates_are_not_measured() -> None:
     known = replace(candidates([64.0, 32.0, 16.0, 8.0]), fitted=np.array([True, False, False, True]))
     assert grid(known, 3) == [0, 3]
+
+
+DENSE = Cost(params=100, macs=100)
+
+
+def test_methods_that_are_far_behind_at_every_cost_are_no_rivals() -> None:
+    good = candidates([64.0, 32.0, 16.0, 8.0], [20, 40, 60, 80])
+    near, far = (candidates(error, [20, 40, 60, 80]) for error in ([640.0, 64.0, 160.0, 80.0], [640.0] * 4))
+    assert rivals(DENSE, [good, near]) == [True, True]
+    assert rivals(DENSE, [good, far, near]) == [True, False, True]
+    assert rivals(DENSE, [far]) == [True]
+
+
+def test_candidates_alone_at_their_cost_or_dearer_than_the_layer_make_no_rival() -> None:
+    good = candidates([32.0, 16.0, 8.0], [40, 60, 80])
+    other = candidates([64.0, 320.0, 160.0, 80.0, 0.0], [20, 40, 60, 80, 100])
+    assert rivals(DENSE, [good, other]) == [True, False]
+    assert rivals(DENSE, [candidates([1.0], [50]), candidates([9.0], [10])]) == [True, True]
+
+
+def test_of_methods_far_behind_one_candidate_is_measured() -> None:
+    torch.manual_seed(0)
+    model = SkipNet().eval()
+    batches = [images(6, 0)]
+    layer = next(x for x in find_layers(model, batches[0]) if x.geometry.kernel_elements == 9)
+    svd, spatial = get_method("svd"), get_method("spatial_svd")
+    offers = [(svd, svd.candidates(layer, None)), (spatial, spatial.candidates(layer, None))]
+    behind = replace(offers[1][1], error=1e3 * (1 + offers[1][1].error))
+    for second, count in ((offers[1][1], 6), (behind, 4)):
+        probe = Probe(copy.deepcopy(model), batches)
+        known = measured(probe, [(layer, [offers[0], (spatial, second)])], {}, 3, silent)
+        assert probe.measured == count
+        assert [method.name for method, _ in known[0][1]] == ["svd", "spatial_svd"]
 
 
 def test_examples_are_taken_batch_by_batch() -> None:

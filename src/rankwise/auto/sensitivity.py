@@ -13,7 +13,7 @@ from torch import nn
 from rankwise.allocation.measured import scaled_to
 from rankwise.factorise import Offers, build_each
 from rankwise.methods import Candidates, Method
-from rankwise.network import Layer
+from rankwise.network import Cost, Layer
 from rankwise.network.batches import batch_size, device_of, forward, output_tensor, to_device
 from rankwise.network.replay import Prefix
 from rankwise.network.state import evaluating, unfused
@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.float64]
 
 _FLOOR = 1e-12
 _LARGEST = 2**30  # bytes of expected outputs that are kept
+_FAR = 2.0  # times the least error of the other methods: one measurement is then enough
 
 
 def some_examples(batches: Iterable[Any], count: int) -> list[Any]:
@@ -128,6 +129,30 @@ def grid(candidates: Candidates, points: int) -> list[int]:
     return sorted({int(front[np.abs(levels - w).argmin()]) for w in wanted})
 
 
+def rivals(cost: Cost, offers: Sequence[Candidates]) -> list[bool]:
+    """Which of the methods come near the least predicted error of the others at no larger cost.
+
+    Only candidates that cost less than the dense layer count, and only where another method has one that
+    costs no more: a method that is alone at some cost need not be near anything there.
+
+    Args:
+        cost: of the dense layer.
+        offers: what each method offers, with errors in one unit.
+    """
+    prices = [o.params / max(1, cost.params) + o.macs / max(1, cost.macs) for o in offers]
+    found = []
+    for own, candidates in enumerate(offers):
+        others = [i for i in range(len(offers)) if i != own]
+        price = np.concatenate([np.zeros(0), *(prices[i] for i in others)])
+        error = np.concatenate([np.zeros(0), *(offers[i].error for i in others)])
+        cheaper = price[None, :] <= prices[own][:, None]
+        beside = np.where(cheaper, error[None, :], np.inf).min(1, initial=np.inf)
+        counts = (prices[own] < 2.0) & np.isfinite(beside)
+        near = candidates.error[counts] <= _FAR * beside[counts]
+        found.append(bool(near.any()) or not counts.any())
+    return found
+
+
 def corrected(candidates: Candidates, known: dict[int, float]) -> Candidates:
     """The candidates with errors in measured divergence: the prediction times what it was off by.
 
@@ -148,8 +173,15 @@ def measured(
     points: int,
     progress: Progress,
 ) -> list[tuple[Layer, list[tuple[Method, Candidates]]]]:
-    """What the methods offer, with errors in measured divergence of the network's output (nats)."""
-    grids = [[grid(candidates, points) for _, candidates in offers] for _, offers in offered]
+    """What the methods offer, with errors in measured divergence of the network's output (nats).
+
+    ``points`` candidates are measured of every method, and one of those that are far from being the best.
+    """
+    grids = []
+    for layer, offers in offered:
+        near = rivals(layer.cost, [candidates for _, candidates in offers])
+        wanted = [points if rival else 1 for rival in near]
+        grids.append([grid(known, most) for (_, known), most in zip(offers, wanted, strict=True)])
     tried = [
         (layer, method, candidates.choice(index))
         for (layer, offers), chosen in zip(offered, grids, strict=True)
