@@ -145,8 +145,9 @@ def rivals(cost: Cost, offers: Sequence[Candidates]) -> list[bool]:
         others = [i for i in range(len(offers)) if i != own]
         price = np.concatenate([np.zeros(0), *(prices[i] for i in others)])
         error = np.concatenate([np.zeros(0), *(offers[i].error for i in others)])
-        cheaper = price[None, :] <= prices[own][:, None]
-        beside = np.where(cheaper, error[None, :], np.inf).min(1, initial=np.inf)
+        order = np.argsort(price)
+        least = np.concatenate([[np.inf], np.minimum.accumulate(error[order])])
+        beside = least[np.searchsorted(price[order], prices[own], side="right")]
         counts = (prices[own] < 2.0) & np.isfinite(beside)
         near = candidates.error[counts] <= _FAR * beside[counts]
         found.append(bool(near.any()) or not counts.any())

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -57,8 +58,8 @@ def split_batch(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where ``model`` takes its inputs: the device of its first parameter; without any, the CPU."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+    """Where ``model`` takes its inputs: the device of its first parameter or buffer; without any, the CPU."""
+    return next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def forward(model: nn.Module, batch: Any) -> Any:
