@@ -16,6 +16,7 @@ from rankwise.network.additions import sights
 from rankwise.network.surgery import replace_
 from rankwise.plan import outputs_left, plan_of
 from rankwise.recovery import Refit, divergence, get_recovery, refit_
+from rankwise.recovery.mixing import mixed
 from rankwise.recovery.wanted import Wanted, shared_batchnorm
 from rankwise.statistics.patches import patches
 
@@ -54,7 +55,7 @@ def test_a_dense_layer_is_the_least_squares_solution() -> None:
     conv = nn.Conv2d(3, 5, 3, padding=1).double()
     original, model = nn.Sequential(nn.Identity(), conv), nn.Sequential(nn.Tanh(), copy.deepcopy(conv))
     data = batches(3)  # fewer than four: all of them fit
-    done = refit_(model, original, data, settings=Refit(ridges=(TINY,)))
+    done = refit_(model, original, data, settings=Refit(ridges=(TINY,), mixup=0.0))
     x = torch.cat(data)
     u, t = seen(conv, x.tanh(), original(x))
     expected = np.linalg.lstsq(u, t, rcond=None)[0].T
@@ -69,7 +70,7 @@ def test_a_factorised_layer_is_the_reduced_rank_regression() -> None:
     original = nn.Sequential(nn.Identity(), conv)
     model = factorised(nn.Sequential(nn.Tanh(), conv), {"1": 2})
     data = batches(3)
-    done = refit_(model, original, data, settings=Refit(ridges=(TINY,), gradient=False))
+    done = refit_(model, original, data, settings=Refit(ridges=(TINY,), gradient=False, mixup=0.0))
     x = torch.cat(data)
     u, t = seen(conv, x.tanh(), original(x))
     free = u @ np.linalg.lstsq(u, t, rcond=None)[0]
@@ -210,3 +211,22 @@ def test_compress_does_it() -> None:
     recovered = rankwise.compress(original, data, recovery=("closed-form",), **options)
     assert divergence(recovered, original, data[-1:]) < divergence(raw, original, data[-1:])
     assert plan_of(recovered).settings[0]["recovery"] == ["closed-form"]
+
+
+def test_blends_are_further_examples_to_fit_on() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 6, 3, padding=1).double()
+    original = nn.Sequential(nn.Identity(), conv)
+    data = batches(8)
+    by_hand = [b for batch in data[:7] for b in (batch, mixed(original, batch, 0.35))]
+    found = []
+    for given, settings in (
+        (data, Refit(ridges=(1e-3,), gradient=False)),
+        ([*by_hand, data[7]], Refit(ridges=(1e-3,), gradient=False, holdout=1 / 15, mixup=0.0)),
+        (data, Refit(ridges=(1e-3,), gradient=False, mixup=0.0)),
+    ):
+        model = factorised(nn.Sequential(nn.Tanh(), conv), {"1": 2})
+        refit_(model, original, given, settings=settings)
+        found.append(torch.cat([p.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(found[0], found[1])
+    assert not torch.allclose(found[0], found[2], rtol=1e-3)

@@ -5,7 +5,7 @@ Zhang et al. 2015 (arXiv 1505.06798, section 3.2.2: targets of the original, inp
 network) and He et al. 2017 (arXiv 1707.06168, section 3.2: skip connections).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ from rankwise.network.state import evaluating, preserved, unfused
 from rankwise.progress import Progress, silent
 from rankwise.recovery.bias import biased
 from rankwise.recovery.divergence import has_classes
-from rankwise.recovery.holdout import SHARE, hold_out, unless_harmful_
+from rankwise.recovery.holdout import SHARE, Part, hold_out, unless_harmful_
+from rankwise.recovery.mixing import mixed
 from rankwise.recovery.registry import Layers, register_recovery
 from rankwise.recovery.regression import Regression, Subject
 from rankwise.recovery.wanted import Pair, Wanted, shared_batchnorm
@@ -49,6 +50,8 @@ class Refit:
         gradient: weigh output errors of factorised layers by the loss gradient's second moment in the
             original network (labels drawn from its own softmax), as ``kfac`` does.
         damping: added to that weight, relative to its mean diagonal.
+        mixup: share of another example in the blends that are fitted to beside the examples
+            (:func:`rankwise.recovery.mixing.mixed`), as many again; 0 makes none.
         iterations: Gauss-Newton steps on the factors of a layer, where there are more than two.
         largest: columns of a layer's matrix up to which it is refitted: its sums take that squared.
         max_memory: bytes that the sums of one layer may take; a layer that needs more is left as it is.
@@ -60,6 +63,7 @@ class Refit:
     residual: bool = True
     gradient: bool = True
     damping: float = 1.0
+    mixup: float = 0.35
     iterations: int = 20
     largest: int = 4608
     max_memory: int | None = None
@@ -197,10 +201,9 @@ class _Run:
             examples = 0
             if found and part is self.fit:
                 return found[0], found[0]
-            for index, batch in enumerate(part, part.start):
-                batch = to_device(batch, self.device)
+            for place, batch in self._passes(part):
                 examples += batch_size(batch)
-                for first, second in self._calls(subject, batch, index):
+                for first, second in self._calls(subject, batch, place):
                     if first.batchnorm not in pairs:
                         pairs[first.batchnorm] = shared_batchnorm(self.original, self.model, first, second)
                     target = wanted.target(first, second, pairs[first.batchnorm])
@@ -208,12 +211,22 @@ class _Run:
             found.append(sums.finish(examples))
         return found[0], found[1]
 
-    def _calls(self, subject: Subject, batch: Any, index: int) -> list[tuple[Sight, Sight]]:
-        """What each call of the layer sees in both networks."""
+    def _passes(self, part: Part) -> Iterator[tuple[int, Any]]:
+        """The batches of ``part`` with a number each and, to fit on, the blends of each."""
+        for index, batch in enumerate(part, part.start):
+            batch = to_device(batch, self.device)
+            yield index, batch
+            if part is self.fit and self.settings.mixup:
+                blends = mixed(self.original, batch, self.settings.mixup)
+                if blends is not None:
+                    yield ~index, blends
+
+    def _calls(self, subject: Subject, batch: Any, place: int) -> list[tuple[Sight, Sight]]:
+        """What each call of the layer sees in both networks, on the batch numbered ``place``."""
         name, calls = subject.layer.name, subject.layer.calls
-        with self.prefixes[0].until(name, index, batch):
+        with self.prefixes[0].until(name, place, batch):
             before = sights(self.original, batch, name, calls)
-        with self.prefixes[1].until(subject.path, index, batch):
+        with self.prefixes[1].until(subject.path, place, batch):
             now = sights(self.model, batch, subject.path, calls)
         if len(before) != len(now):
             raise CalibrationError(
