@@ -226,7 +226,7 @@ def test_its_plan_builds_the_same_network_within_the_same_memory() -> None:
         nn.Linear(48, 4),
     )
     data = [torch.randn(32, 8) for _ in range(8)]
-    limit = 2 * 8 * 48 * (48 + 1) * 2  # moments of 48 inputs twice, not those of 48 targets as well
+    limit = 3 * 8 * 48 * (48 + 1) * 2  # moments of 48 inputs for each part, not those of 48 targets as well
     small, bound = (
         rankwise.compress(model, data, rankwise.Budget(macs=0.5), method=Automatic("fast"), max_memory=memory)
         for memory in (None, limit)

@@ -36,6 +36,8 @@ Tensor = torch.Tensor
 
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 
+_WORSE = 1.1  # times the error on held-out examples up to which a fit to blends too is preferred
+
 
 @dataclass(frozen=True)
 class Refit:
@@ -149,12 +151,13 @@ class _Run:
         return done
 
     def _too_large(self, subject: Subject) -> str | None:
-        """Why the sums of a layer, over the examples to fit and over those held out, are not made."""
+        """Why the sums of a layer, over the examples to fit, blends and those held out, are not made."""
         columns, largest = subject.geometry.columns, self.settings.largest
         if columns > largest:
             return f"its matrix has {columns} columns; at most {largest} are refitted"
         layer, allowed = Layer(subject.path, subject.module, subject.geometry), self.settings.max_memory
-        needed = 2 * Accumulator.bytes_needed(layer, frozenset({"target"}), 0, None)  # inputs included
+        parts = 3 if self.settings.mixup else 2
+        needed = parts * Accumulator.bytes_needed(layer, frozenset({"target"}), 0, None)  # inputs included
         if allowed is not None and needed > allowed:
             return f"its sums take up to {needed} bytes, max_memory={allowed}"
         return None
@@ -173,15 +176,25 @@ class _Run:
         return {n: damped(s.gradient_moment, damping) for n, s in found.items() if s.positions > 0}
 
     def _refit(self, subject: Subject, metric: Tensor | None) -> Fitted:
-        fit, held = self._statistics(subject)
-        if fit.positions <= 0:
+        plain, blends, held = self._statistics(subject)
+        if plain.positions <= 0:
             return Fitted(reason="no calibration example reached it")
         place = self._place(subject)
-        regression = Regression(
-            fit, held if held.positions > 0 else fit, place is not None, metric,
-            self.settings.ridges, self.settings.iterations,
-        )  # fmt: skip
-        found = regression.solve(subject)
+
+        def regression(fit: LayerStatistics) -> Regression:
+            return Regression(
+                fit, held if held.positions > 0 else plain, place is not None, metric,
+                self.settings.ridges, self.settings.iterations,
+            )  # fmt: skip
+
+        alone = regression(plain)
+        found = None
+        if blends.positions > 0:
+            more = regression(plain + blends)
+            if more.reached(subject) <= _WORSE * alone.reached(subject):
+                found = more.solve(subject)
+        if found is None or not found.after < found.before:
+            found = alone.solve(subject)
         if not found.after < found.before:
             return Fitted(found.before, found.before, None, "held-out examples speak against it")
         found.store_(subject)
@@ -189,34 +202,37 @@ class _Run:
             place(found.intercept)
         return Fitted(found.before, found.after, found.ridge)
 
-    def _statistics(self, subject: Subject) -> tuple[LayerStatistics, LayerStatistics]:
-        """Moments of patches and targets over the examples to fit and over those held out."""
+    def _statistics(self, subject: Subject) -> tuple[LayerStatistics, LayerStatistics, LayerStatistics]:
+        """Moments of patches and targets over the examples to fit, their blends, and those held out."""
         layer = Layer(subject.path, subject.module, subject.geometry)
         axis = -1 if layer.geometry.kind == "linear" else 1
         wanted = Wanted(self.kept.get(subject.layer.name), axis, self.settings.residual)
         pairs: dict[str | None, Pair | None] = {}
-        found: list[LayerStatistics] = []
-        for part in (self.fit, self.held):
-            sums = Accumulator(layer, subject.module, frozenset({"input", "target"}), 0, 0)
+
+        def sums(passes: Iterable[tuple[int, Any]]) -> LayerStatistics:
+            found = Accumulator(layer, subject.module, frozenset({"input", "target"}), 0, 0)
             examples = 0
-            if found and part is self.fit:
-                return found[0], found[0]
-            for place, batch in self._passes(part):
+            for place, batch in passes:
                 examples += batch_size(batch)
                 for first, second in self._calls(subject, batch, place):
                     if first.batchnorm not in pairs:
                         pairs[first.batchnorm] = shared_batchnorm(self.original, self.model, first, second)
                     target = wanted.target(first, second, pairs[first.batchnorm])
-                    sums.update(second.input, target, None, target)
-            found.append(sums.finish(examples))
-        return found[0], found[1]
+                    found.update(second.input, target, None, target)
+            return found.finish(examples)
 
-    def _passes(self, part: Part) -> Iterator[tuple[int, Any]]:
-        """The batches of ``part`` with a number each and, to fit on, the blends of each."""
+        plain, blends = sums(self._batches(self.fit)), sums(self._blends())
+        return plain, blends, plain if self.held is self.fit else sums(self._batches(self.held))
+
+    def _batches(self, part: Part) -> Iterator[tuple[int, Any]]:
+        """The batches of ``part``, with a number each."""
         for index, batch in enumerate(part, part.start):
-            batch = to_device(batch, self.device)
-            yield index, batch
-            if part is self.fit and self.settings.mixup:
+            yield index, to_device(batch, self.device)
+
+    def _blends(self) -> Iterator[tuple[int, Any]]:
+        """The blends of every batch to fit on, with a number each."""
+        if self.settings.mixup:
+            for index, batch in self._batches(self.fit):
                 blends = mixed(self.original, batch, self.settings.mixup)
                 if blends is not None:
                     yield ~index, blends

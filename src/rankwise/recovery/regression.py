@@ -130,22 +130,32 @@ class Regression:
         constant = torch.zeros(now.shape[:2], dtype=now.dtype)
         if fixed is not None:
             constant = fixed.detach().to("cpu", torch.float64).view(now.shape[:2])
-        moment, cross = self.fit.input_moment, self.fit.cross_moment
+        _, ridge, matrix = self._free(subject)
+        factors: Mapping[str, Tensor] = {}
+        if subject.chain:
+            goal = Quadratic(matrix, damped(self._moment(), ridge), self.metric)
+            factors, matrix = self._factors(subject, goal)
+        intercept = self._intercept(matrix)
+        after = self._error(matrix, intercept)
+        return Solution(self._error(now, constant), after, ridge, matrix, intercept.flatten(), factors)
+
+    def reached(self, subject: Subject) -> float:
+        """The least error on held-out examples that a matrix of any rank has."""
+        return self._free(subject)[0]
+
+    def _free(self, subject: Subject) -> tuple[float, float, Tensor]:
+        """The regression of any rank with the best ridge on held-out examples: error, ridge and matrix."""
+        moment, cross = self._moment(), self.fit.cross_moment
         if self.centred:
-            moment = self.fit.input_covariance
             cross = cross - self.fit.target_mean[:, :, None] * self.fit.input_mean[:, None, :]
         anchor, tried = subject.anchor(), []
         for ridge in self.ridges:
             matrix = anchored_regression(anchor, moment, cross, ridge)
             tried.append((self._error(matrix, self._intercept(matrix)), ridge, matrix))
-        _, ridge, matrix = min(tried, key=lambda item: item[0])
-        factors: Mapping[str, Tensor] = {}
-        if subject.chain:
-            goal = Quadratic(matrix, damped(moment, ridge), self.metric)
-            factors, matrix = self._factors(subject, goal)
-        intercept = self._intercept(matrix)
-        after = self._error(matrix, intercept)
-        return Solution(self._error(now, constant), after, ridge, matrix, intercept.flatten(), factors)
+        return min(tried, key=lambda item: item[0])
+
+    def _moment(self) -> Tensor:
+        return self.fit.input_covariance if self.centred else self.fit.input_moment
 
     def _factors(self, subject: Subject, goal: Quadratic) -> tuple[Mapping[str, Tensor], Tensor]:
         """Weights by name that come closest to the goal, and the matrix that they make."""
