@@ -9,7 +9,7 @@ import torch
 T = TypeVar("T")
 R = TypeVar("R")
 
-_MOST = 4  # Python's own lock: sixteen threads took three times as long as two (docs/auto.md)
+_MOST = 4  # sixteen took three times as long as two, probably for Python's lock (docs/auto.md)
 
 
 def in_threads(
