@@ -16,10 +16,10 @@ from rankwise.models import load_model
 from rankwise.plan import plan_of
 from rankwise.recovery import divergence, recoveries
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: CI has none")
 
 BUDGET = rankwise.Budget(macs=0.6)
-IMPOSSIBLE = {"diagonal"}  # the network has no two linear layers that it could diagonalise
+IMPOSSIBLE = {"diagonal"}  # the budget cannot be met by it: the convolutions are not fully connected
 
 
 def batches(seed: int = 1) -> list[torch.Tensor]:

@@ -151,7 +151,7 @@ def test_an_unchanged_network_stays_as_it_is() -> None:
 def test_memory_is_bounded_layer_by_layer() -> None:
     original, data = net(), batches()
     ranks = {"first.conv1": 3, "first.conv2": 3}
-    free, bound, tight, mixed = (factorised(original, ranks) for _ in range(4))
+    free, bound, tight, partly = (factorised(original, ranks) for _ in range(4))
     order = list(refit_(free, original, data))
     told: list[tuple[str, int, int]] = []
     refit_(bound, original, data, settings=Refit(max_memory=2**30), progress=lambda *a: told.append(a))
@@ -164,7 +164,7 @@ def test_memory_is_bounded_layer_by_layer() -> None:
     done = refit_(tight, original, data, settings=Refit(max_memory=limit))
     assert all(f"max_memory={limit}" in (fitted.reason or "") for fitted in done.values())
     assert all(torch.equal(v, before[n]) for n, v in tight.state_dict().items())
-    some = refit_(mixed, original, data, settings=Refit(max_memory=24 * max(columns.values()) ** 2))
+    some = refit_(partly, original, data, settings=Refit(max_memory=24 * max(columns.values()) ** 2))
     assert list(some) == order and len({fitted.reason is None for fitted in some.values()}) == 2
 
 

@@ -257,7 +257,7 @@ class _Run:
 
     def _teach(self, batch: Any) -> Tensor:
         with torch.no_grad():
-            return self._forward(self.original, to_device(batch, self.device))
+            return self._forward(self.original, batch)
 
     @staticmethod
     def _forward(network: nn.Module, batch: Any) -> Tensor:
@@ -268,7 +268,7 @@ class _Run:
         """The criterion at temperature 1 on the held-out examples; infinite where it is not finite."""
         total, rows = 0.0, 0
         for batch, expected in zip(self.held, self.expected, strict=True):
-            found = self._forward(self.model, to_device(batch, self.device))
+            found = self._forward(self.model, batch)
             total += float(output_loss(expected, found, self.criterion)) * len(expected)
             rows += len(expected)
         return total / rows if isfinite(total) else inf

@@ -24,7 +24,7 @@ from rankwise.network.state import evaluating, preserved, unfused
 from rankwise.progress import Progress, silent
 from rankwise.recovery.bias import biased
 from rankwise.recovery.divergence import has_classes
-from rankwise.recovery.holdout import SHARE, Part, hold_out, unless_harmful_
+from rankwise.recovery.holdout import SHARE, hold_out, unless_harmful_
 from rankwise.recovery.mixing import mixed
 from rankwise.recovery.registry import Layers, register_recovery
 from rankwise.recovery.regression import Regression, Subject
@@ -33,6 +33,7 @@ from rankwise.statistics import LayerStatistics, Statistic, collect
 from rankwise.statistics.accumulate import Accumulator
 
 Tensor = torch.Tensor
+Sums = tuple[LayerStatistics, LayerStatistics | None, LayerStatistics]
 
 RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 
@@ -176,7 +177,7 @@ class _Run:
         return {n: damped(s.gradient_moment, damping) for n, s in found.items() if s.positions > 0}
 
     def _refit(self, subject: Subject, metric: Tensor | None) -> Fitted:
-        plain, blends, held = self._statistics(subject)
+        plain, both, held = self._statistics(subject)
         if plain.positions <= 0:
             return Fitted(reason="no calibration example reached it")
         place = self._place(subject)
@@ -188,13 +189,14 @@ class _Run:
             )  # fmt: skip
 
         alone = regression(plain)
-        found = None
-        if blends.positions > 0:
-            more = regression(plain + blends)
-            if more.reached(subject) <= _WORSE * alone.reached(subject):
-                found = more.solve(subject)
+        free, found = alone.free(subject), None
+        if both is not None:
+            more = regression(both)
+            freer = more.free(subject)
+            if freer.error <= _WORSE * free.error:
+                found = more.solve(subject, freer)
         if found is None or not found.after < found.before:
-            found = alone.solve(subject)
+            found = alone.solve(subject, free)
         if not found.after < found.before:
             return Fitted(found.before, found.before, None, "held-out examples speak against it")
         found.store_(subject)
@@ -202,40 +204,39 @@ class _Run:
             place(found.intercept)
         return Fitted(found.before, found.after, found.ridge)
 
-    def _statistics(self, subject: Subject) -> tuple[LayerStatistics, LayerStatistics, LayerStatistics]:
-        """Moments of patches and targets over the examples to fit, their blends, and those held out."""
+    def _statistics(self, subject: Subject) -> Sums:
+        """Moments over the examples to fit, over these and their blends, and over those held out."""
         layer = Layer(subject.path, subject.module, subject.geometry)
         axis = -1 if layer.geometry.kind == "linear" else 1
         wanted = Wanted(self.kept.get(subject.layer.name), axis, self.settings.residual)
         pairs: dict[str | None, Pair | None] = {}
+        needed = frozenset[Statistic]({"input", "target"})
+        sums = {part: Accumulator(layer, subject.module, needed, 0, 0) for part in ("fit", "blends", "held")}
+        examples = dict.fromkeys(sums, 0)
+        for part, place, batch in self._passes():
+            examples[part] += batch_size(batch)
+            for first, second in self._calls(subject, batch, place):
+                if first.batchnorm not in pairs:
+                    pairs[first.batchnorm] = shared_batchnorm(self.original, self.model, first, second)
+                target = wanted.target(first, second, pairs[first.batchnorm])
+                sums[part].update(second.input, target, None, target)
+        plain, both, held = (sums[part].finish(examples[part]) for part in sums)
+        if both.positions <= 0:
+            return plain, None, held
+        both += plain  # in place: a fourth set of sums would take memory that was not reckoned with
+        return plain, both, held
 
-        def sums(passes: Iterable[tuple[int, Any]]) -> LayerStatistics:
-            found = Accumulator(layer, subject.module, frozenset({"input", "target"}), 0, 0)
-            examples = 0
-            for place, batch in passes:
-                examples += batch_size(batch)
-                for first, second in self._calls(subject, batch, place):
-                    if first.batchnorm not in pairs:
-                        pairs[first.batchnorm] = shared_batchnorm(self.original, self.model, first, second)
-                    target = wanted.target(first, second, pairs[first.batchnorm])
-                    found.update(second.input, target, None, target)
-            return found.finish(examples)
-
-        plain, blends = sums(self._batches(self.fit)), sums(self._blends())
-        return plain, blends, plain if self.held is self.fit else sums(self._batches(self.held))
-
-    def _batches(self, part: Part) -> Iterator[tuple[int, Any]]:
-        """The batches of ``part``, with a number each."""
-        for index, batch in enumerate(part, part.start):
-            yield index, to_device(batch, self.device)
-
-    def _blends(self) -> Iterator[tuple[int, Any]]:
-        """The blends of every batch to fit on, with a number each."""
-        if self.settings.mixup:
-            for index, batch in self._batches(self.fit):
-                blends = mixed(self.original, batch, self.settings.mixup)
-                if blends is not None:
-                    yield ~index, blends
+    def _passes(self) -> Iterator[tuple[str, int, Any]]:
+        """What is run: the part it belongs to, a number of its own, and the batch."""
+        for index, batch in enumerate(self.fit, self.fit.start):
+            batch = to_device(batch, self.device)
+            yield "fit", index, batch
+            blends = mixed(self.original, batch, self.settings.mixup) if self.settings.mixup else None
+            if blends is not None:
+                yield "blends", ~index, blends
+        if self.held is not self.fit:
+            for index, batch in enumerate(self.held, self.held.start):
+                yield "held", index, to_device(batch, self.device)
 
     def _calls(self, subject: Subject, batch: Any, place: int) -> list[tuple[Sight, Sight]]:
         """What each call of the layer sees in both networks, on the batch numbered ``place``."""

@@ -105,6 +105,15 @@ class Solution:
 
 
 @dataclass(frozen=True, eq=False)
+class Free:
+    """A matrix of any rank, the ridge that it was found with, and its error on held-out examples."""
+
+    error: float
+    ridge: float
+    matrix: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Regression:
     """Regression of a target t on input patches u, of the rank and form that the module has.
 
@@ -124,13 +133,13 @@ class Regression:
     ridges: tuple[float, ...]
     iterations: int
 
-    def solve(self, subject: Subject) -> Solution:
-        """The best of the ridges on held-out examples; for factors, of the matrix that they then fit."""
+    def solve(self, subject: Subject, free: Free) -> Solution:
+        """The module's new weights: ``free`` itself or, for factors, what comes closest to it."""
         now, fixed = subject.matrix(), biased(subject.module)
         constant = torch.zeros(now.shape[:2], dtype=now.dtype)
         if fixed is not None:
             constant = fixed.detach().to("cpu", torch.float64).view(now.shape[:2])
-        _, ridge, matrix = self._free(subject)
+        ridge, matrix = free.ridge, free.matrix
         factors: Mapping[str, Tensor] = {}
         if subject.chain:
             goal = Quadratic(matrix, damped(self._moment(), ridge), self.metric)
@@ -139,20 +148,16 @@ class Regression:
         after = self._error(matrix, intercept)
         return Solution(self._error(now, constant), after, ridge, matrix, intercept.flatten(), factors)
 
-    def reached(self, subject: Subject) -> float:
-        """The least error on held-out examples that a matrix of any rank has."""
-        return self._free(subject)[0]
-
-    def _free(self, subject: Subject) -> tuple[float, float, Tensor]:
-        """The regression of any rank with the best ridge on held-out examples: error, ridge and matrix."""
+    def free(self, subject: Subject) -> Free:
+        """The matrix of any rank with the best of the ridges on held-out examples."""
         moment, cross = self._moment(), self.fit.cross_moment
         if self.centred:
             cross = cross - self.fit.target_mean[:, :, None] * self.fit.input_mean[:, None, :]
         anchor, tried = subject.anchor(), []
         for ridge in self.ridges:
             matrix = anchored_regression(anchor, moment, cross, ridge)
-            tried.append((self._error(matrix, self._intercept(matrix)), ridge, matrix))
-        return min(tried, key=lambda item: item[0])
+            tried.append(Free(self._error(matrix, self._intercept(matrix)), ridge, matrix))
+        return min(tried, key=lambda one: one.error)
 
     def _moment(self) -> Tensor:
         return self.fit.input_covariance if self.centred else self.fit.input_moment
