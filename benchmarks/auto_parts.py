@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from compress_only import environment
-from rankwise import Automatic, Budget, compress
+from rankwise import Automatic, Budget, compress, plan_of
 from rankwise.auto import EFFORTS, Effort
 from rankwise.data import data_root, load_data
 from rankwise.evaluation import evaluate, record_decisions
@@ -50,6 +50,7 @@ PARTS = {
     "two-sided, measured": ONE,
     "two-sided, searched": Effort(**{**vars(ONE), "rounds": 2, "finalists": 2}),
     "two-sided, narrower channels": Effort(**{**vars(ONE), "narrow": True}),
+    "thorough": EFFORTS["thorough"],
 }
 
 
@@ -83,7 +84,7 @@ def main() -> None:
                 seconds = time.monotonic() - start
                 figures = evaluate(small, judged, decisions, resamples=1)
                 row = {"part": part, "budget": given.budget, "seed": seed, "images": given.images,
-                       "kl": figures.kl, "agreement": figures.agreement,
+                       **plan_of(small).settings[0], "kl": figures.kl, "agreement": figures.agreement,
                        "seconds": round(seconds)}  # fmt: skip
                 file.write(json.dumps(row) + "\n")
                 file.flush()

@@ -1,14 +1,17 @@
 """On a GPU: the calls that work on the CPU, with the network there and the batches left where they are."""
 
 import copy
+import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import rankwise
+from rankwise.cli.main import main
 from rankwise.evaluation import evaluate, record_decisions
 from rankwise.io import load, save
 from rankwise.methods import methods
@@ -74,6 +77,32 @@ def test_saved_there_and_loaded_on_the_cpu(tmp_path: Path) -> None:
     fresh = batches(2)[0]
     with torch.no_grad():
         torch.testing.assert_close(again(fresh), small(fresh.cuda()).cpu(), rtol=1e-2, atol=1e-2)
+
+
+def test_the_commands_run_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    command(monkeypatch, "compress", "digits_cnn", "--out", str(out))
+    command(monkeypatch, "compare", "digits_cnn", str(out / "model.safetensors"))
+    command(monkeypatch, "apply", str(out / "plan.json"), "digits_cnn", "--out", str(tmp_path / "again"))
+    command(monkeypatch, "tradeoff", "digits_cnn", "--effort", "fast")
+    first, second = (load_file(path) for path in (out / "model.safetensors", tmp_path / "again"))
+    assert first.keys() == second.keys()
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """The command line on the card, which must succeed and run modules there."""
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(sys, "argv", ["rankwise", *arguments, "--data", "digits", "--device", "cuda"])
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, args, output: seen.append(output) if isinstance(output, torch.Tensor) else None
+    )
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main()
+    finally:
+        handle.remove()
+    assert not stop.value.code
+    assert any(output.is_cuda for output in seen)
 
 
 def test_a_latency_budget_is_met_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

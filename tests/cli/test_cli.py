@@ -151,6 +151,10 @@ def test_methods_lists_what_each_needs(run: Run) -> None:
         (("compress", "digits_cnn", "--data", "imagefolder:/nowhere"), "/nowhere"),
         (("evaluate", "nothing.safetensors", "--data", "digits"), "nothing.safetensors"),
         (("compress", "digits_cnn", "--data", "digits", "--method-option", "sid=input"), "option of method"),
+        (("compress", "digits_cnn", "--data", "digits", "--device", "cuda:99"), "device='cuda:99' was given"),
+        (("evaluate", "digits_cnn", "--data", "digits", "--device", "gpu"), "which torch does not know"),
+        (("compare", "digits_cnn", "digits_cnn", "--data", "digits", "--device", "meta"), "cpu and cuda"),
+        (("tradeoff", "digits_cnn", "--data", "digits", "--device", "cuda:99"), "device='cuda:99' was given"),
     ],
 )
 def test_failures_are_one_message_and_exit_code_1(run: Run, arguments: tuple[str, ...], message: str) -> None:

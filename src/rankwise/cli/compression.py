@@ -82,12 +82,14 @@ def compress(
     multiple_of: options.MultipleOf = 1,
     max_memory: options.MaxMemory = None,
     fold_batchnorm: options.FoldBatchNorm = None,
+    device: options.Device = "cpu",
     out: options.Out = None,
     json: options.Json = False,
 ) -> None:
     """Compress a network or a saved file to a budget, recover, evaluate on the test split, save."""
     run = _run(model, data, weights, method, method_option, allocator, allocator_option, budget, recover,
-               calibration, seed, include, exclude, multiple_of, max_memory, fold_batchnorm)  # fmt: skip
+               calibration, seed, include, exclude, multiple_of, max_memory, fold_batchnorm,
+               device)  # fmt: skip
     with progress_bars(quiet=json) as progress:
         metrics = execute(run, out, progress, shlex.join(["rankwise", *sys.argv[1:]]))
     page = "" if out is None else write_page_beside(out)
@@ -104,14 +106,14 @@ def _run(
     model: str, data: str, weights: str | None, method: str, method_option: list[str] | None, allocator: str,
     allocator_option: list[str] | None, budget: str, recover: str, calibration: int | None,
     seed: int, include: list[str] | None, exclude: list[str] | None, multiple_of: int,
-    max_memory: float | None, fold_batchnorm: bool | None,
+    max_memory: float | None, fold_batchnorm: bool | None, device: str,
 ) -> Run:  # fmt: skip
     return Run(
         model, data, weights, method, options.settings(method_option), allocator,
         options.settings(allocator_option), budget, parse_recovery(recover), calibration, seed=seed,
         include=tuple(include or ()), exclude=tuple(exclude or ()), multiple_of=multiple_of,
         max_memory=options.in_bytes(max_memory),
-        fold_batchnorm=fold_batchnorm,
+        fold_batchnorm=fold_batchnorm, device=device,
     )  # fmt: skip
 
 
@@ -124,15 +126,16 @@ def evaluate(
     skeleton: Annotated[
         str | None, typer.Option(help="Architecture of the file, if its plan does not say.")
     ] = None,
+    device: options.Device = "cpu",
     json: options.Json = False,
 ) -> None:
     """Evaluate a network or a saved file on the test split of a data set."""
-    loaded = load_any(model, weights, skeleton)
+    loaded = load_any(model, weights, skeleton).on(device)
     test = _testing(data, loaded)
     if reference is None:
         found = evaluate_model(loaded.module, test).to_json()
     else:
-        original = load_any(reference, reference_weights)
+        original = load_any(reference, reference_weights).on(device)
         both = compare_models(original.module, loaded.module, test, loader_a=_testing(data, original))
         found = both.b.to_json()
     metrics = {"model": model, "data": data, **found, **_latency(loaded, test)}
@@ -180,10 +183,11 @@ def compare(
     data: options.Data,
     first_weights: Annotated[str | None, typer.Option(help="Weights of A.")] = None,
     second_weights: Annotated[str | None, typer.Option(help="Weights of B.")] = None,
+    device: options.Device = "cpu",
     json: options.Json = False,
 ) -> None:
     """Compare the decisions of two networks, example by example: agreement, flips, per-class figures."""
-    a, b = load_any(first, first_weights), load_any(second, second_weights)
+    a, b = load_any(first, first_weights).on(device), load_any(second, second_weights).on(device)
     both = compare_models(a.module, b.module, _testing(data, b), loader_a=_testing(data, a))
     if json:
         print_json({"data": data, "models": {"a": first, "b": second}, **both.to_json()})
@@ -216,11 +220,13 @@ def plan(
     multiple_of: options.MultipleOf = 1,
     max_memory: options.MaxMemory = None,
     fold_batchnorm: options.FoldBatchNorm = None,
+    device: options.Device = "cpu",
     json: options.Json = False,
 ) -> None:
     """Decide what would be done to every layer, and write it as a plan to read or edit."""
     run = _run(model, data, weights, method, method_option, allocator, allocator_option, budget, "none",
-               calibration, seed, include, exclude, multiple_of, max_memory, fold_batchnorm)  # fmt: skip
+               calibration, seed, include, exclude, multiple_of, max_memory, fold_batchnorm,
+               device)  # fmt: skip
     with progress_bars(quiet=json) as progress:
         done, _ = compress_run(run, *prepare(run), progress)
     done.plan.save(out)
@@ -243,11 +249,12 @@ def apply(
     calibration: options.Calibration = None,
     seed: options.Seed = 0,
     max_memory: options.MaxMemory = None,
+    device: options.Device = "cpu",
     out: Annotated[Path, typer.Option(help="File for the model.")] = Path(MODEL_FILE),
     json: options.Json = False,
 ) -> None:
     """Build what a plan says, from the network's weights and calibration data, and save it."""
-    loaded = load_model(model, weights)
+    loaded = load_model(model, weights).on(device)
     batches = None
     if data is not None:
         batches = load_data(data, transform=loaded.preprocessing).calibration(calibration, seed).batches()

@@ -94,6 +94,7 @@ def tradeoff(
     effort: Annotated[str, typer.Option(help="fast, normal or thorough.")] = "normal",
     calibration: options.Calibration = None,
     seed: options.Seed = 0,
+    device: options.Device = "cpu",
     json: options.Json = False,
 ) -> None:
     """How far the outputs move at every budget, from one set of measurements, before any recovery."""
@@ -105,7 +106,7 @@ def tradeoff(
         raise RankwiseError(
             f"The fractions {fractions!r} were given; allowed are numbers by commas."
         ) from error
-    loaded = load_model(model, weights, seed=seed)
+    loaded = load_model(model, weights, seed=seed).on(device)
     examples = load_data(data, transform=loaded.preprocessing).calibration(calibration, seed)
     with progress_bars(quiet=json) as progress:
         points = tradeoff_curve(

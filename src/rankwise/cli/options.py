@@ -51,6 +51,7 @@ Calibration = Annotated[
     int | None, typer.Option(help="Calibration examples, out of the training split [default: up to 1024].")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all that is random.")]
+Device = Annotated[str, typer.Option(help="Where the network runs: cpu, cuda, cuda:1, ...")]
 Include = Annotated[list[str] | None, typer.Option("--include", help="Glob of layers that may change.")]
 Exclude = Annotated[list[str] | None, typer.Option("--exclude", help="Glob of layers that must not change.")]
 MultipleOf = Annotated[int, typer.Option(help="Ranks are multiples of this number.")]

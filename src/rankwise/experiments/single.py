@@ -46,11 +46,12 @@ class Run:
     multiple_of: int = 1
     max_memory: int | None = None
     fold_batchnorm: bool | None = None
+    device: str = "cpu"
 
 
 def prepare(run: Run) -> tuple[LoadedModel, DataSet]:
-    """The network and the data set of ``run``, the data prepared as the network reads them."""
-    loaded = load_any(run.model, run.weights, seed=run.seed)
+    """The network of ``run``, on its device, and the data set, prepared as the network reads it."""
+    loaded = load_any(run.model, run.weights, seed=run.seed).on(run.device)
     return loaded, load_data(run.data, transform=loaded.preprocessing)
 
 

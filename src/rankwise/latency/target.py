@@ -13,6 +13,7 @@ from torch import nn
 
 from rankwise.errors import BudgetError
 from rankwise.network.batches import batch_size, to_device
+from rankwise.network.device import device_named
 from rankwise.network.state import duplicate
 
 Runtime = Literal["torch", "onnxruntime"]
@@ -50,14 +51,7 @@ class Target:
         self._check_device()
 
     def _check_device(self) -> None:
-        try:
-            kind = torch.device(self.device).type
-        except (RuntimeError, TypeError) as error:
-            raise BudgetError(f"device={self.device!r} was given, which torch does not know.") from error
-        if kind not in ("cpu", "cuda"):
-            raise BudgetError(f"device={self.device!r} was given; allowed are cpu and cuda.")
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise BudgetError(f"device={self.device!r} was given, but torch finds no CUDA device here.")
+        kind = device_named(self.device, BudgetError).type
         if self.runtime == "onnxruntime":
             if kind != "cpu":
                 raise BudgetError("runtime='onnxruntime' was given with a CUDA device; allowed is the CPU.")

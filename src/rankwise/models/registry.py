@@ -21,6 +21,7 @@ from rankwise.models.vgg import CifarVGG16BN
 from rankwise.models.vit import CifarViT
 from rankwise.models.weights import load_weights_
 from rankwise.models.wide_resnet import CifarWideResNet
+from rankwise.network.device import device_named
 
 Task = Literal["classification", "language"]
 
@@ -56,6 +57,16 @@ class LoadedModel:
     preprocessing: str | None = None
     dataset: str | None = None
     task: Task = "classification"
+
+    def on(self, device: str) -> "LoadedModel":
+        """The same, with the network moved to the device that torch calls ``device``.
+
+        Raises:
+            RankwiseError: there is no such device.
+        """
+        place = device_named(device)
+        self.module.to(place)
+        return self
 
 
 def _resnet(depth: int) -> Entry:
