@@ -21,8 +21,8 @@ from rankwise.network.batches import forward, output_tensor
 from rankwise.network.state import duplicate, evaluating
 from rankwise.plan import Edit, outputs_left
 from rankwise.progress import Deadline, TimeIsUp
-from rankwise.recovery import Refit, divergence, refit_
-from rankwise.recovery.divergence import has_classes
+from rankwise.recovery import Refit, refit_
+from rankwise.recovery.divergence import Deviation, deviation, has_classes, nearest
 from rankwise.recovery.holdout import Part, hold_out
 from rankwise.stage import Stage
 from rankwise.statistics.distributed import is_distributed
@@ -30,12 +30,12 @@ from rankwise.statistics.distributed import is_distributed
 
 @dataclass(frozen=True, eq=False)
 class Finalist:
-    """An allocation, built and refitted: the network, its edits and its divergence on held-out examples."""
+    """An allocation, built and refitted: the network, its edits and how far it is on held-out examples."""
 
     name: str
     model: nn.Module
     edits: list[Edit]
-    divergence: float
+    deviation: Deviation
     settled: Any = None
 
 
@@ -94,13 +94,14 @@ class AutoStage(Stage):
                 self.progress("finished", len(finalists), 0)
         if not finalists:
             raise failures.get("") or next(iter(failures.values()))
-        best = min(finalists, key=lambda one: one.divergence)
+        best = finalists[nearest([one.deviation for one in finalists])]
         _adopt_(work, best)
         if self.timed is not None:
             self.timed.settled = best.settled
         self.notes = {
             "chosen": best.name,
-            "held_out_divergence": {one.name: round(one.divergence, 6) for one in finalists},
+            "held_out_divergence": {one.name: round(one.deviation.divergence, 6) for one in finalists},
+            "held_out_square": {one.name: round(one.deviation.square, 6) for one in finalists},
         }
         return best.edits
 
@@ -235,7 +236,7 @@ class AutoStage(Stage):
             refit_(model, original, fit.batches, kept, Refit(max_memory=self.max_memory), self.progress)
         settled = None if self.timed is None else self.timed.settled
         edits = [replace(edit, refitted=True) for edit in edits]
-        return Finalist(name, model, edits, divergence(model, original, held), settled)
+        return Finalist(name, model, edits, deviation(model, original, held), settled)
 
 
 def finished(survey: Survey, level: Effort) -> Survey:

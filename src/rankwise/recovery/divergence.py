@@ -1,6 +1,7 @@
 """How far a network's outputs are from another's, without labels."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from rankwise.network.state import preserved, unfused
 from rankwise.statistics.gradient import class_rows
 
 Tensor = torch.Tensor
+
+_CERTAIN = 2.0  # standard errors of a mean difference beyond which it is not put down to chance
 
 
 def has_classes(logits: Tensor) -> bool:
@@ -34,15 +37,56 @@ def divergence_of(expected: Tensor, found: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(1).clamp_min(0.0)
 
 
-def divergence(model: nn.Module, original: nn.Module, batches: Iterable[Any]) -> float:
-    """Mean of :func:`divergence_of` over ``batches``; infinite where an output is not finite.
+def squared_difference(expected: Tensor, found: Tensor) -> Tensor:
+    """Mean squared difference of two outputs per prediction, (rows,), or per number without classes.
+
+    Of logits the mean over the classes, which no softmax sees, is taken out first. What is left is, but
+    for a factor, what the divergence of softmaxes at a high temperature measures (Hinton, Vinyals and Dean
+    2015, arXiv 1503.02531, section 2.1).
+    """
+    if not has_classes(expected):
+        return divergence_of(expected, found)
+    difference = (class_rows(found) - class_rows(expected)).double()
+    return (difference - difference.mean(1, keepdim=True)).square().mean(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Deviation:
+    """How far a network's outputs are from another's, example by example, (examples,) each.
+
+    ``divergences`` are means of :func:`divergence_of` over an example's predictions, ``squares`` those of
+    :func:`squared_difference`.
+    """
+
+    divergences: Tensor
+    squares: Tensor
+
+    @property
+    def divergence(self) -> float:
+        """Mean over the examples; infinite where an output is not finite."""
+        return _mean(self.divergences)
+
+    @property
+    def square(self) -> float:
+        """Mean over the examples; infinite where an output is not finite."""
+        return _mean(self.squares)
+
+
+def _mean(values: Tensor) -> float:
+    value = float(values.mean())
+    return value if value == value else float("inf")
+
+
+def deviation(model: nn.Module, original: nn.Module, batches: Iterable[Any]) -> Deviation:
+    """How far ``model`` is from ``original`` on every example of ``batches``.
 
     Both networks run in evaluation mode and are left as they were.
 
     Raises:
         CalibrationError: there are no batches.
     """
-    total, rows = 0.0, 0
+    divergences: list[Tensor] = []
+    squares: list[Tensor] = []
     device = device_of(original)
     with preserved(original), preserved(model), unfused(), torch.no_grad():
         original.eval()
@@ -50,8 +94,32 @@ def divergence(model: nn.Module, original: nn.Module, batches: Iterable[Any]) ->
         for batch in batches:
             batch = to_device(batch, device)
             expected, found = (output_tensor(forward(m, batch)) for m in (original, model))
-            values = divergence_of(expected, found)
-            total, rows = total + float(values.sum()), rows + len(values)
-    if not rows:
+            for values, measure in ((divergences, divergence_of), (squares, squared_difference)):
+                values.append(measure(expected, found).reshape(len(expected), -1).mean(1).cpu())
+    if not divergences:
         raise CalibrationError("The divergence of two networks was asked for without batches.")
-    return total / rows if total == total else float("inf")
+    return Deviation(torch.cat(divergences), torch.cat(squares))
+
+
+def divergence(model: nn.Module, original: nn.Module, batches: Iterable[Any]) -> float:
+    """The mean divergence of :func:`deviation`; infinite where an output is not finite."""
+    return deviation(model, original, batches).divergence
+
+
+def nearest(deviations: Sequence[Deviation]) -> int:
+    """Which of several networks is nearest to the original, as the same examples tell.
+
+    The mean divergence of a few examples depends on the one or two of which the original is unsure. So
+    all networks compete whose divergence is above the least by no more than two standard errors of the
+    paired difference, and of these the one with the least squared difference is taken.
+    """
+    best = min(range(len(deviations)), key=lambda i: deviations[i].divergence)
+    competing = [i for i, one in enumerate(deviations) if i == best or _alike(one, deviations[best])]
+    return min(competing, key=lambda i: deviations[i].square)
+
+
+def _alike(one: Deviation, best: Deviation) -> bool:
+    """Whether the divergence of ``one`` is above that of ``best`` by no more than chance explains."""
+    more = one.divergences - best.divergences
+    error = float(more.std(correction=1)) / len(more) ** 0.5 if len(more) > 1 else 0.0
+    return float(more.mean()) <= _CERTAIN * error  # False where it is NaN
