@@ -97,6 +97,7 @@ STRIDE_1 = ("conv1", "layer1.*", "layer?.[12].*", "layer?.0.conv2")
 """The convolutions of ResNet-20 without stride: those that pca-compress treats."""
 
 NAMED: tuple[Variant, ...] = (
+    _variant("auto", effort="thorough"),
     _paper("svd", "uniform"),
     _paper("svd", "energy"),
     _paper("svd", "lrank"),
