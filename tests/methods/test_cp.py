@@ -68,13 +68,16 @@ def test_error_and_cost_are_as_predicted(name: str, metric: str) -> None:
 def test_ranks_between_the_fitted_ones_have_interpolated_errors_and_are_built() -> None:
     layer, x = case("conv2d_dilated")
     statistics = statistics_of(layer, x)
-    few = get_method("cp", metric="input", points=3, polish=0)
-    fitted = few.candidates(layer, statistics)
     method = get_method("cp", metric="input", points=3, polish=0, interpolated=True)
     found = method.candidates(layer, statistics)
     assert found.fitted is not None
-    assert list(found.choices["rank"][found.fitted]) == list(fitted.choices["rank"])
-    assert np.allclose(found.error[found.fitted], fitted.error, rtol=1e-12)
+
+    def error_of(built: nn.Module) -> float:
+        return float((built(x) - layer.module(x)).detach().square().sum()) / len(x)
+
+    for index in map(int, np.flatnonzero(found.fitted)):
+        built = method.build(layer, statistics, found.choice(index))
+        assert error_of(built) == pytest.approx(found.error[index], rel=1e-4, abs=1e-9 * found.scale)
     index = int(np.flatnonzero(~found.fitted)[0])
     low, high = index - 1, next(i for i in range(index, len(found)) if found.fitted[i])
     ranks, logs = found.choices["rank"], np.log(found.error)
@@ -82,8 +85,7 @@ def test_ranks_between_the_fitted_ones_have_interpolated_errors_and_are_built() 
     assert logs[index] == pytest.approx(logs[low] + share * (logs[high] - logs[low]))
     built = method.build(layer, statistics, found.choice(index))
     assert measured_cost(built, x) == (found.params[index], found.macs[index])
-    error = float((built(x) - layer.module(x)).detach().square().sum()) / len(x)
-    assert found.error[high] * 0.9 < error < found.error[low] * 1.1
+    assert found.error[high] * 0.9 < error_of(built) < found.error[low] * 1.1
 
 
 @pytest.mark.parametrize("width", [16, 32, 48])
@@ -92,7 +94,11 @@ def test_every_fitted_rank_is_among_the_interpolated_ones(width: int) -> None:
     method = get_method("cp", points=5, effort=0.001, polish=0, degenerate=True, interpolated=True)
     found = method.candidates(layer, None)
     assert found.fitted is not None
-    assert list(found.choices["rank"][found.fitted]) == rank_grid(layer, 3, 5)
+    coarse = rank_grid(layer, 3, 5)
+    small = sorted({max(1, coarse[0] // 4), max(1, coarse[0] // 2)} - {*coarse})
+    assert small, "a layer that hardly matters can have fewer than the coarse grid's smallest"
+    assert list(found.choices["rank"][found.fitted]) == [*small, *coarse]
+    assert found.choices["rank"].min() == small[0]
     assert len(found) > 40
 
 

@@ -63,7 +63,7 @@ class Effort:
 
 EFFORTS = {
     "fast": Effort(20.0, 3, 5, 20, 20, (), points=0, examples=256, rounds=0, finalists=1),
-    "normal": Effort(40.0, 3, 5, 40, 150, (), points=2, examples=512, rounds=0, finalists=1),
+    "normal": Effort(40.0, 3, 5, 40, 150, (), points=3, examples=512, rounds=0, finalists=1),
     "thorough": Effort(
         400.0, 0, 10, 150, 300, ("tucker2", "alds"), points=5, examples=512, rounds=8, finalists=3,
         narrow=True, besides="normal",

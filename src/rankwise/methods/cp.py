@@ -23,6 +23,7 @@ from rankwise.statistics.record import LayerStatistics
 _POINTS = 20
 _POINTS_LARGE = 8
 _INTERPOLATED = 80
+_SMALLER = (2, 4)  # of the smallest rank of the grid: a layer that hardly matters is best off with few
 _LARGE = 400_000  # weights
 _recalled: Recall[list[CPFit]] = Recall(256)
 
@@ -149,7 +150,7 @@ class CP(Method):
         rows: list[tuple[int, int, float, float, int, int, bool]] = []
         scale = 0.0
         for count in self._counts(layer.geometry):
-            fitted = rank_grid(layer, count, self.points)
+            fitted = self._fitted(layer, count)
             curves = [self._curve(p, fitted) for p in self._problems(layer, statistics, count)]
             scale = sum(curve[0].scale for curve in curves) * unit
             errors = np.array([sum(curve[i].error for curve in curves) * unit for i in range(len(fitted))])
@@ -202,6 +203,12 @@ class CP(Method):
             return [3]
         return [3, 4] if self.factors == 0 else [self.factors]
 
+    def _fitted(self, layer: Layer, count: int) -> list[int]:
+        """The ranks that are fitted; with interpolation also smaller ones than a coarse grid has."""
+        ranks = rank_grid(layer, count, self.points)
+        small = {max(1, ranks[0] // share) for share in _SMALLER} if self.interpolated else set()
+        return sorted({*ranks, *small})
+
     def _problems(self, layer: Layer, statistics: LayerStatistics | None, count: int) -> list[TensorProblem]:
         sizes = layer.geometry.kernel_size
         modes = tuple(prod(sizes[axis] for axis in axes) for axes in kernel_axes(layer.geometry, count))
@@ -217,7 +224,7 @@ class CP(Method):
 
     def _fit(self, layer: Layer, problem: TensorProblem, rank: int, count: int) -> CPFit:
         """The fit of ``rank`` on the curve that the candidates came from, or for itself; polished."""
-        ranks = rank_grid(layer, count, self.points)
+        ranks = self._fitted(layer, count)
         share = 1.0
         if rank not in ranks and self.interpolated:
             ranks, share = [rank], 1 / len(ranks)
