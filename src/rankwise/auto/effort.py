@@ -18,7 +18,8 @@ class Effort:
     Args:
         cp: work on the CP decompositions that are compared, per layer, in 1e9 floating-point operations.
         factors: of CP: 3, 4 or 0 for both.
-        ranks: of CP, fitted per layer and factor count; those between them are offered too.
+        ranks: of CP, evenly spaced, fitted per layer and factor count, and a half and a quarter of the
+            smallest; those between them are offered too.
         draft: most Gauss-Newton steps on the CPs that are measured, within ``cp``.
         polish: the same on the CP that is chosen, which gets work in proportion.
         others: further methods that compete.

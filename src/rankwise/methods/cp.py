@@ -92,8 +92,9 @@ class CP(Method):
             fine-tuning, not accuracy.
         degenerate: offer fits whose terms cancel each other too; otherwise they are left out.
         points: ranks fitted per layer and factor count, at most.
-        interpolated: offer many more ranks, with errors interpolated on a log scale between the fitted
-            ones; the rank that is chosen is fitted for itself.
+        interpolated: fit a half and a quarter of the smallest of these too, and offer many more ranks, with
+            errors interpolated on a log scale between the fitted ones; the rank that is chosen is fitted
+            for itself.
     """
 
     summary: ClassVar[str] = "CP: pointwise, depthwise, pointwise; fitted to weights, inputs or both sides"
