@@ -64,8 +64,7 @@ class LoadedModel:
         Raises:
             RankwiseError: there is no such device.
         """
-        place = device_named(device)
-        self.module.to(place)
+        self.module.to(device_named(device))
         return self
 
 

@@ -20,6 +20,6 @@ def device_named(name: str, error: type[RankwiseError] = RankwiseError) -> torch
         raise error(f"device={name!r} was given; allowed are cpu and cuda.")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        found = f"only {count}" if count else "no CUDA device"
+        found = "1 CUDA device" if count == 1 else f"{count or 'no'} CUDA devices"
         raise error(f"device={name!r} was given, but torch finds {found} here.")
     return device
