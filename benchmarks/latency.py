@@ -16,6 +16,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--runtime", default="torch", choices=("torch", "onnxruntime"))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, default=AGAIN.seconds, help="of the second measurement")
     parser.add_argument("--accuracy", action="store_true")
     parser.add_argument("--ways", default="", help="of --accuracy, separated by semicolons; all by default")
     parser.add_argument("--select", default="test", choices=("test", "validation"))
@@ -120,11 +122,13 @@ def promised(options: argparse.Namespace) -> Iterator[Row]:
                 target = Budget.parse(f"latency={fraction},{where}").target
                 step = 1 if pixels == 32 else 8
                 for text in (f"latency={fraction},{where}", f"macs={fraction}"):
-                    row[text.partition("=")[0]] = _one(model, example, Budget.parse(text), target, step)
+                    row[text.partition("=")[0]] = _one(
+                        model, example, Budget.parse(text), target, step, options.seconds
+                    )
                 yield row
 
 
-def _one(model: nn.Module, example: Any, budget: Budget, target: Any, step: int) -> Row:
+def _one(model: nn.Module, example: Any, budget: Budget, target: Any, step: int, seconds: float) -> Row:
     start = time.monotonic()
     method = get_method("l2", reconstruct=False)
     try:
@@ -136,7 +140,7 @@ def _one(model: nn.Module, example: Any, budget: Budget, target: Any, step: int)
     noted = done.plan.settings[-1].get("latency", {})
     return {
         "seconds": round(time.monotonic() - start, 1),
-        "time": round(measured(target, model, done.model, example), 4),
+        "time": round(measured(target, model, done.model, example, replace(AGAIN, seconds=seconds)), 4),
         "macs": round(done.final.macs / done.original.macs, 4),
         **{key: noted[key] for key in ("original_ms", "measured", "rounds") if key in noted},
     }

@@ -7,7 +7,7 @@ import numpy as np
 
 from rankwise.allocation.base import Allocator, Table, Weighting, register_allocator
 from rankwise.allocation.milp import RELATIVE_GAP, choose_one_each, shadow_prices
-from rankwise.allocation.problem import Problem, Selection, at_smallest_price, fill, meet
+from rankwise.allocation.problem import Problem, Selection, at_smallest_price, fill, is_filled, meet
 
 _CORE = 4  # options per layer in the first programme
 _ROUGH = 1e-3  # relative gap of all programmes but the last
@@ -26,7 +26,8 @@ class Knapsack(Allocator):
     search tree grows beyond :data:`rankwise.allocation.milp.NODES` ends with the best that it has.
 
     Where coarse options would leave more than 1 % of the cost unused below every limit, the best
-    selection that does use it is returned instead, if there is one.
+    selection that does use it is returned instead, if there is one. Dominated options take part in it:
+    one that costs more at the same error uses a budget at no loss.
     """
 
     summary = "smallest summed error, exactly, under one or several budgets"
@@ -37,7 +38,11 @@ class Knapsack(Allocator):
     def allocate(self, tables: Sequence[Table], limits: Mapping[str, int]) -> list[int]:
         """See :meth:`Allocator.allocate`."""
         problem = Problem.of(tables, limits, self.weighting)
-        return problem.indices(meet(problem, _optimum(problem, self.gap), problem.error))
+        chosen = _optimum(problem, self.gap)
+        if is_filled(problem, chosen):
+            return problem.indices(chosen)
+        every = Problem.of(tables, limits, self.weighting, dominated=True)
+        return every.indices(meet(every, every.selection(problem.indices(chosen)), every.error))
 
 
 def _optimum(problem: Problem, gap: float) -> Selection:

@@ -20,7 +20,7 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """The undominated options of all layers, one after the other, and the limits on their summed costs."""
+    """The options of all layers, one after the other, and the limits on their summed costs."""
 
     names: tuple[str, ...]
     measures: tuple[str, ...]  # the limited ones
@@ -32,8 +32,14 @@ class Problem:
     dense: npt.NDArray[np.int64]  # (measures,) cost of all layers left dense
 
     @classmethod
-    def of(cls, tables: Sequence[Table], limits: Mapping[str, int], weighting: Weighting) -> "Problem":
-        """The problem that ``tables`` and ``limits`` pose.
+    def of(
+        cls,
+        tables: Sequence[Table],
+        limits: Mapping[str, int],
+        weighting: Weighting,
+        dominated: bool = False,
+    ) -> "Problem":
+        """The problem that ``tables`` and ``limits`` pose, with the ``dominated`` options or without.
 
         Raises:
             BudgetError: some limit cannot be met even by the cheapest options.
@@ -43,7 +49,7 @@ class Problem:
             if measure not in MEASURES:
                 raise UnknownNameError("budget", measure, MEASURES)
         measures = tuple(sorted(limits))
-        kept = [undominated(table, measures) for table in tables]
+        kept = [table.options if dominated else undominated(table, measures) for table in tables]
         errors = [error[k] for error, k in zip(normalize(tables, weighting), kept, strict=True)]
         costs = [table.costs(measures) for table in tables]
         none = np.zeros(0, dtype=np.int64)
@@ -88,6 +94,11 @@ class Problem:
     def indices(self, selection: Selection) -> list[int]:
         """A selection as indices into the tables."""
         return [int(i) for i in self.option[selection]]
+
+    def selection(self, indices: Sequence[int]) -> Selection:
+        """The selection of the options at ``indices`` of the tables: the inverse of :meth:`indices`."""
+        asked = np.asarray(indices, dtype=np.int64)[self.layer]
+        return np.flatnonzero(self.option == asked)
 
     @cached_property
     def cheapest(self) -> Selection:
