@@ -13,7 +13,7 @@ from rankwise.data import InMemory, Split
 from rankwise.errors import CalibrationError
 from rankwise.network.state import duplicate
 from rankwise.recovery import get_recovery
-from rankwise.recovery.distill import Distilled, distill_
+from rankwise.recovery.distill import Distilled, affordable, distill_
 from rankwise.recovery.imitation import common_blocks, output_loss, relative_error
 
 QUICK: dict[str, Any] = {"steps": 40, "trial": 6, "every": 10, "rates": (1e-3, 1e-2), "seconds": None}
@@ -185,6 +185,11 @@ def test_a_time_limit_cuts_the_steps() -> None:
     original, model = pair()
     done = distill_(model, original, images(), **{**QUICK, "steps": 10**6, "seconds": 0.0})
     assert isinstance(done, Distilled) and done.steps <= 1
+
+
+def test_a_slow_first_step_does_not_count() -> None:
+    assert affordable(30.0, [20.0, 1.0, 1.0, 1.0], 0.5) == 20
+    assert affordable(-3.0, [1.0], 0.5) == 1
 
 
 def test_bad_input() -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import cos, inf, isfinite, pi
+from statistics import median
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -193,25 +194,26 @@ class _Run:
         if not self.parameters or before == 0.0:
             return done
         start = self._state()
-        begin = time.perf_counter()
+        begin = look = time.perf_counter()
+        times: list[float] = []
         for rate in self.settings.rates:
             self._restore(start)
+            last = time.perf_counter()
             for _ in self._steps(self.settings.trial, rate, warm=self.settings.trial // 3):
-                pass
+                times.append(time.perf_counter() - last)
+                last = time.perf_counter()
+            look = time.perf_counter()
             done.tried[rate] = self.loss()
-        spent = time.perf_counter() - begin
+        end = time.perf_counter()
         self._restore(start)
         done.rate = min(done.tried, key=lambda rate: done.tried[rate])
         if isfinite(done.tried[done.rate]):
-            self._main(done, start, self._affordable(spent))
+            steps = self.settings.steps
+            if self.settings.seconds is not None:
+                left = self.settings.seconds - (end - begin)
+                steps = min(steps, affordable(left, times, (end - look) / self.settings.every))
+            self._main(done, start, steps)
         return done
-
-    def _affordable(self, spent: float) -> int:
-        """Steps that fit into what the trials left of the time limit."""
-        if self.settings.seconds is None:
-            return self.settings.steps
-        each = spent / max(1, self.settings.trial * len(self.settings.rates))
-        return max(1, min(self.settings.steps, int((self.settings.seconds - spent) / max(each, 1e-9))))
 
     def _main(self, done: Distilled, best: list[Tensor], steps: int) -> None:
         assert done.rate is not None
@@ -280,6 +282,16 @@ class _Run:
     def _restore(self, state: Sequence[Tensor]) -> None:
         for parameter, value in zip(self.parameters, state, strict=True):
             parameter.copy_(value)
+
+
+def affordable(left: float, times: Sequence[float], look: float) -> int:
+    """How many steps fit into ``left`` seconds, at least one.
+
+    A step takes the median of ``times``, of which the first have woken a device, and its share ``look`` of
+    a look at the held-out examples.
+    """
+    each = (median(times) if times else 0.0) + look
+    return max(1, int(left / max(each, 1e-9)))
 
 
 def _endless(batches: Iterable[Any], count: int) -> Iterator[Any]:
