@@ -4,9 +4,10 @@
 
 Every row is ``auto`` with one more part: ranks by predicted output error, by measured divergence, searched
 on the joint divergence, with the metric of inputs and loss gradients, with narrower channels competing. A
-seed draws other calibration images. A line: divergence from the original (nats) and agreement after the
-closed-form refit, on 5,000 training images that no row has seen, and seconds; mean and half of the range
-over seeds at the end. The test set is not read. rows.jsonl and environment.json go to --out.
+seed draws other calibration images. A line: divergence from the original (nats), squared difference of the
+centred logits and agreement after the closed-form refit, on 5,000 training images that no row has seen,
+the first two also on blends of them (decision 0026 says which tells how much), and seconds; mean and half of
+the range over seeds at the end. The test set is not read. rows.jsonl and environment.json go to --out.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from rankwise.evaluation import evaluate, record_decisions
 from rankwise.files import json_text, write_text
 from rankwise.methods import Method
 from rankwise.models import load_model
+from rankwise.recovery.divergence import deviation
+from rankwise.recovery.mixing import mixed
 
 ONE = EFFORTS["normal"]
 
@@ -83,8 +86,11 @@ def main() -> None:
                 )
                 seconds = time.monotonic() - start
                 figures = evaluate(small, judged, decisions, resamples=1)
+                blends = (mixed(loaded.module, batch, 0.35) for batch in judged)
+                plain, blended = (deviation(small, loaded.module, each) for each in (judged, blends))
                 row = {"part": part, "budget": given.budget, "seed": seed, "images": given.images,
                        **plan_of(small).settings[0], "kl": figures.kl, "agreement": figures.agreement,
+                       "square": plain.square, "of blends": [blended.divergence, blended.square],
                        "seconds": round(seconds)}  # fmt: skip
                 file.write(json.dumps(row) + "\n")
                 file.flush()
