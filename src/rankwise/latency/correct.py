@@ -124,5 +124,6 @@ def _too_slow(asked: float, reached: float) -> str:
         f"The latency budget of {asked:.3f} of the original's time cannot be met by these methods on this "
         f"target: the fastest network that was measured takes {reached:.3f} of it. "
         f"Allowed: latency={reached + 0.005:.2f} or more, another method (narrower channels are often "
-        "faster where factorised layers are not), or fold_batchnorm=True."
+        "faster where factorised layers are not), fold_batchnorm=True, or a larger batch_size (with a small "
+        "one a fast device waits for calls, which no method makes shorter)."
     )
