@@ -99,9 +99,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measured(
-    target: Any, original: nn.Module, small: nn.Module, example: Any, effort: Effort = AGAIN
-) -> float:
+def measured(target: Any, original: nn.Module, small: nn.Module, example: Any, effort: Effort) -> float:
     """Time of ``small`` over that of ``original``, in a measurement of its own."""
     batch = target.batch(example)
     jobs = [Job(target.ready(model), batch) for model in (original, small)]
@@ -122,13 +120,14 @@ def promised(options: argparse.Namespace) -> Iterator[Row]:
                 target = Budget.parse(f"latency={fraction},{where}").target
                 step = 1 if pixels == 32 else 8
                 for text in (f"latency={fraction},{where}", f"macs={fraction}"):
+                    again = replace(AGAIN, seconds=options.seconds)
                     row[text.partition("=")[0]] = _one(
-                        model, example, Budget.parse(text), target, step, options.seconds
+                        model, example, Budget.parse(text), target, step, again
                     )
                 yield row
 
 
-def _one(model: nn.Module, example: Any, budget: Budget, target: Any, step: int, seconds: float) -> Row:
+def _one(model: nn.Module, example: Any, budget: Budget, target: Any, step: int, again: Effort) -> Row:
     start = time.monotonic()
     method = get_method("l2", reconstruct=False)
     try:
@@ -140,7 +139,7 @@ def _one(model: nn.Module, example: Any, budget: Budget, target: Any, step: int,
     noted = done.plan.settings[-1].get("latency", {})
     return {
         "seconds": round(time.monotonic() - start, 1),
-        "time": round(measured(target, model, done.model, example, replace(AGAIN, seconds=seconds)), 4),
+        "time": round(measured(target, model, done.model, example, again), 4),
         "macs": round(done.final.macs / done.original.macs, 4),
         **{key: noted[key] for key in ("original_ms", "measured", "rounds") if key in noted},
     }
@@ -165,7 +164,8 @@ def accurate(options: argparse.Namespace) -> Iterator[Row]:
         except RankwiseError as error:
             return {**found, "failed": str(error)}
         found["seconds"] = round(time.monotonic() - start, 1)
-        found["time"] = round(measured(target, model, small, example), 4)
+        again = replace(AGAIN, seconds=options.seconds)
+        found["time"] = round(measured(target, model, small, example, again), 4)
         found["macs"] = round(model_cost(small, example).macs / model_cost(model, example).macs, 4)
         notes = [note for note in plan_of(small).settings if "latency" in note]
         if notes:

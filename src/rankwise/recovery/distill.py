@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import cos, inf, isfinite, pi
 from statistics import median
 from typing import Any, Protocol, runtime_checkable
@@ -194,24 +195,23 @@ class _Run:
         if not self.parameters or before == 0.0:
             return done
         start = self._state()
-        begin = look = time.perf_counter()
+        begin = time.perf_counter()
         times: list[float] = []
+        look = 0.0
         for rate in self.settings.rates:
             self._restore(start)
-            last = time.perf_counter()
-            for _ in self._steps(self.settings.trial, rate, warm=self.settings.trial // 3):
-                times.append(time.perf_counter() - last)
-                last = time.perf_counter()
-            look = time.perf_counter()
+            times += _seconds(self._steps(self.settings.trial, rate, warm=self.settings.trial // 3))
+            before_look = time.perf_counter()
             done.tried[rate] = self.loss()
-        end = time.perf_counter()
+            look = time.perf_counter() - before_look
+        spent = time.perf_counter() - begin
         self._restore(start)
         done.rate = min(done.tried, key=lambda rate: done.tried[rate])
         if isfinite(done.tried[done.rate]):
             steps = self.settings.steps
             if self.settings.seconds is not None:
-                left = self.settings.seconds - (end - begin)
-                steps = min(steps, affordable(left, times, (end - look) / self.settings.every))
+                left = self.settings.seconds - spent
+                steps = min(steps, affordable(left, times, look / self.settings.every))
             self._main(done, start, steps)
         return done
 
@@ -282,6 +282,12 @@ class _Run:
     def _restore(self, state: Sequence[Tensor]) -> None:
         for parameter, value in zip(self.parameters, state, strict=True):
             parameter.copy_(value)
+
+
+def _seconds(steps: Iterator[int]) -> list[float]:
+    """Take all ``steps``, and say how long each took."""
+    marks = [time.perf_counter(), *(time.perf_counter() for _ in steps)]
+    return [end - begin for begin, end in pairwise(marks)]
 
 
 def affordable(left: float, times: Sequence[float], look: float) -> int:
