@@ -28,6 +28,10 @@ JUDGED = (0.25, 0.5, 0.75, 0.9)
 """Widths, as shares of a group, whose effect is measured."""
 
 
+Groups = tuple[dict[str, GroupView], dict[str, Any], list[WidthCurve]]
+"""By group what a method sees and the order in which units stay, and the errors of all widths."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Per group the units that stay, and the predicted error of that with the error of keeping none.
@@ -65,10 +69,11 @@ class Narrowing(Stage):
             CalibrationError: the method needs calibration batches and there are none.
         """
         batches = reusable(batches)
-        scene = self._scene(work, example, cost)
+        scene = self.scene(work, example, cost)
         return self._finished(scene, original, example, batches, self._outcome(scene, batches))
 
-    def _scene(self, model: nn.Module, example: Any, cost: Cost) -> Scene:
+    def scene(self, model: nn.Module, example: Any, cost: Cost) -> Scene:
+        """``model``, of cost ``cost``, with its groups and what their consumers read."""
         timing = None if self.timed is None else self.timed.widths
         return Scene.of(
             model, example, self.method, cost, self.include, self.exclude, self.seed, self.max_memory, timing
@@ -134,6 +139,23 @@ class Narrowing(Stage):
 
     def _at_once(self, scene: Scene, batches: Batches | None) -> Outcome:
         """All groups from one pass over the original network."""
+        views, orders, curves = self.survey(scene, batches)
+        with self.watch("allocate"):
+            widths = self._widths(scene, views, orders, curves)
+        kept = self.kept(views, orders, widths)
+        with self.watch("build"):
+            changed = {g.name: kept[g.name] for g in scene.free if len(kept[g.name]) < g.size}
+            folds = scene.folds(views, changed)
+            apply_selection_(scene.model, selection_of(scene.groups, changed), folds)
+        unit: Unit = "output" if self.judge is None else "loss"
+        error = {
+            c.name: (float(c.error[k]), float(c.error[0]) if unit == "output" else 1.0)
+            for c, k in zip(curves, widths, strict=True)
+        }
+        return Outcome(kept, error, unit)
+
+    def survey(self, scene: Scene, batches: Batches | None) -> Groups:
+        """What is known of the groups of ``scene`` before any budget: views, orders and curves of error."""
         with self.watch("calibrate"):
             scene.moments |= self.known or {}
             scene.measure(batches, scene.intakes.keys() - scene.moments.keys())
@@ -149,19 +171,13 @@ class Narrowing(Stage):
         if self.judge is not None:
             with self.watch("measure"):
                 curves = [self._judged(self.judge, scene, views[c.name], orders[c.name], c) for c in curves]
-        with self.watch("allocate"):
-            widths = self._widths(scene, views, orders, curves)
-        kept = {n: self.method.kept(views[n], orders[n], k) for n, k in zip(views, widths, strict=True)}
-        with self.watch("build"):
-            changed = {g.name: kept[g.name] for g in scene.free if len(kept[g.name]) < g.size}
-            folds = scene.folds(views, changed)
-            apply_selection_(scene.model, selection_of(scene.groups, changed), folds)
-        unit: Unit = "output" if self.judge is None else "loss"
-        error = {
-            c.name: (float(c.error[k]), float(c.error[0]) if unit == "output" else 1.0)
-            for c, k in zip(curves, widths, strict=True)
-        }
-        return Outcome(kept, error, unit)
+        return views, orders, curves
+
+    def kept(
+        self, views: Mapping[str, GroupView], orders: Mapping[str, Any], widths: Sequence[int]
+    ) -> dict[str, list[int]]:
+        """The units that stay of every group that :meth:`survey` has, at one width each."""
+        return {n: self.method.kept(views[n], orders[n], k) for n, k in zip(views, widths, strict=True)}
 
     def _judged(
         self,

@@ -91,13 +91,14 @@ class _Step:
         """The network before layers are replaced or narrowed, and the edits as done."""
         reshape_(work, Plan(tuple(edit for edit in step if edit.op == "fold_batchnorm")))
         reference = duplicate(work)
-        done = {edit.target: edit for edit in step if edit.op == "replace"}
+        replaced = {edit.target: edit for edit in step if edit.op == "replace"}
         selected = [edit for edit in step if edit.op == "select"]
-        if done:
-            done = self._replace_(work, reference, done)
-        if selected:
-            done = self._select_(work, reference, selected)
-        return reference, [done.get(e.target, e) if e.op in ("replace", "select") else e for e in step]
+        narrowed = self._select_(work, reference, selected) if selected else {}
+        if replaced:
+            whole = duplicate(work) if selected else reference
+            replaced = self._replace_(work, whole, replaced)
+        done = {"select": narrowed, "replace": replaced}
+        return reference, [done[e.op][e.target] if e.op in done else e for e in step]
 
     def _common(self) -> dict[str, Any]:
         """The settings of stages that allocate nothing."""

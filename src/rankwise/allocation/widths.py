@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from rankwise.allocation.base import Allocator, Table
 from rankwise.errors import BudgetError
-from rankwise.methods.base import Candidates
+from rankwise.methods.base import Candidates, Unit
 from rankwise.network.cost import Cost
 
 CostOf = Callable[[Sequence[int]], Cost]
@@ -33,7 +33,11 @@ class WidthCurve:
 
 
 def width_tables(
-    curves: Sequence[WidthCurve], cost: CostOf, multiple_of: int = 1, min_width: int = 1
+    curves: Sequence[WidthCurve],
+    cost: CostOf,
+    multiple_of: int = 1,
+    min_width: int = 1,
+    unit: Unit = "output",
 ) -> list[Table]:
     """One table per group: option 0 keeps all units, option i keeps ``size - i``.
 
@@ -49,7 +53,7 @@ def width_tables(
         rows -= rows[-1]
         error = np.maximum.accumulate(curve.error[widths] - curve.error[curve.size])
         choices = {"rank": np.concatenate([[0], widths[1:]])}
-        candidates = Candidates(rows[:, 0], rows[:, 1], error, choices, "output")
+        candidates = Candidates(rows[:, 0], rows[:, 1], error, choices, unit)
         allowed = (widths % multiple_of == 0) & (widths >= min_width)
         allowed[0] = True
         tables.append(Table(curve.name, candidates, rows[:, 2], allowed, rows[:, 3]))

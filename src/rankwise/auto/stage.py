@@ -10,16 +10,17 @@ from torch import nn
 
 from rankwise.allocation import Table
 from rankwise.auto.effort import Effort, levels
+from rankwise.auto.mixture import Mixture
 from rankwise.auto.search import Joint, Selection, refine
 from rankwise.auto.sensitivity import Probe, measured, some_examples
 from rankwise.errors import BudgetError, RankwiseError
 from rankwise.factorise import Batches, Factorisation, Options, Survey
 from rankwise.methods import get_method
 from rankwise.narrow import Narrowing
-from rankwise.network import Cost
+from rankwise.network import Cost, model_cost
 from rankwise.network.batches import forward, output_tensor
 from rankwise.network.state import duplicate, evaluating
-from rankwise.plan import Edit, outputs_left
+from rankwise.plan import Edit, Plan, outputs_left, reshape_
 from rankwise.progress import Deadline, TimeIsUp
 from rankwise.recovery import Refit, refit_
 from rankwise.recovery.divergence import Deviation, deviation, has_classes, nearest
@@ -124,16 +125,67 @@ class AutoStage(Stage):
     def _factorised(
         self, original: nn.Module, example: Any, fit: Part, held: Part, cost: Cost, level: Effort
     ) -> Iterator[Finalist]:
-        """The best mixtures of factorisations."""
+        """The best mixtures of factorisations, and one with narrower channels if that promises more."""
         stage, survey = self.surveyed(original, example, fit, level)
-        for name, known, selection in self._search(stage, survey, level, original, fit, cost):
-            yield self._finalist(stage, name, finished(known, level), selection, original, fit, held)
+        known = self.measured(stage, survey, level, original, fit) if level.points else None
+        start: Selection | None = None
+        failure: BudgetError | None = None
+        try:
+            for name, options, selection in self._search(stage, survey, known, level, original, cost):
+                start = start if options is survey else selection
+                yield self._finalist(stage, name, finished(options, level), selection, original, fit, held)
+        except BudgetError as error:
+            failure = error
+        if known is not None and self.timed is None and not self.overrides:  # those are about ranks
+            yield from self._mixed(original, example, fit, held, cost, level, known[0], start)
+        if failure is not None:
+            raise failure
+
+    def _mixed(
+        self, original: nn.Module, example: Any, fit: Part, held: Part, cost: Cost, level: Effort,
+        single: Survey, start: Selection | None,
+    ) -> Iterator[Finalist]:  # fmt: skip
+        """Narrower channels and factorisations of what they leave; nothing where none are worth it.
+
+        Args:
+            single: options with measured errors.
+            start: the best within the limits while all channels stay; None where there are none.
+        """
+        narrowing = self._narrowing(original, fit, level)
+        scene = narrowing.scene(duplicate(original), example, cost)
+        views, orders, curves = narrowing.survey(scene, fit)
+        mixture = Mixture(self._stage([]), single.options, scene, curves)
+        with self.watch("allocate"):
+            widths = mixture.widths(start) if curves else None
+        if widths is None:
+            return
+        kept = narrowing.kept(views, orders, widths)
+        errors = {c.name: float(c.error[k]) for c, k in zip(curves, widths, strict=True)}
+        narrower = duplicate(original)
+        edits = [
+            replace(edit, error=errors[edit.target], scale=1.0, unit="loss")
+            for edit in narrowing.redo_(narrower, original, example, fit, cost, kept)
+            if edit.op == "select"
+        ]
+        stage, survey = self.surveyed(narrower, example, fit, level)
+        single, _ = self.measured(stage, survey, level, narrower, fit)
+        chosen = stage.allocate(
+            [o.table for o in single.options], model_cost(narrower, example), stage.limits
+        )
+        model = duplicate(narrower)
+        edits += stage.realise_(model, narrower, fit, finished(single, level), chosen)
+        yield self._refitted("mixed", model, original, edits, fit, held)
 
     def _narrowed(
         self, original: nn.Module, example: Any, fit: Part, held: Part, cost: Cost, level: Effort
     ) -> Iterator[Finalist]:
         """Narrower channels by interpolative decomposition, which are faster wherever MACs are not."""
         model = duplicate(original)
+        edits = self._narrowing(original, fit, level).run_(model, original, example, fit, cost)
+        yield self._refitted("narrowed", model, original, edits, fit, held)
+
+    def _narrowing(self, original: nn.Module, fit: Part, level: Effort) -> Narrowing:
+        """The stage that narrows channels, with errors measured where ``level`` measures any."""
         probe = Probe(duplicate(original), some_examples(fit, level.examples)) if level.points else None
 
         def judge(narrower: nn.Module) -> float:
@@ -141,11 +193,9 @@ class AutoStage(Stage):
             self.progress("measure", probe.measured, 0)
             return probe.of(narrower)
 
-        stage = Narrowing(
+        return Narrowing(
             method=get_method("interpolative"), judge=None if probe is None else judge, **self._common()
         )
-        edits = stage.run_(model, original, example, fit, cost)
-        yield self._refitted("narrowed", model, original, edits, fit, held)
 
     def _common(self) -> dict[str, Any]:
         """The settings that every stage has."""
@@ -158,9 +208,9 @@ class AutoStage(Stage):
         self,
         stage: Factorisation,
         survey: Survey,
+        known: tuple[Survey, Joint] | None,
         level: Effort,
         original: nn.Module,
-        fit: Part,
         cost: Cost,
     ) -> list[tuple[str, Survey, Selection]]:
         """The best allocations found, by their joint divergence before any refit."""
@@ -168,11 +218,9 @@ class AutoStage(Stage):
         def allocate(tables: Sequence[Table]) -> Selection:
             return tuple(stage.allocate(list(tables), cost, stage.limits))
 
-        if not survey.options or (self.timed is not None and level.points == 0):
+        if known is None or not survey.options:
             return [("predicted", survey, tuple(stage.choose(original, survey, cost)))]
-        if level.points == 0:
-            return [("predicted", survey, allocate([o.table for o in survey.options]))]
-        single, joint = self.measured(stage, survey, level, original, fit)
+        single, joint = known
         if self.timed is not None:
             return [("measured", single, tuple(stage.choose(original, single, cost)))]
         start = allocate([o.table for o in single.options])
@@ -258,5 +306,6 @@ def _classes(model: nn.Module, example: Any) -> bool:
 
 
 def _adopt_(work: nn.Module, best: Finalist) -> None:
-    """Give ``work`` the modules of the finalist."""
-    work._modules.update(best.model._modules)  # a module held under two names stays one
+    """Make ``work`` the finalist, edit by edit: its own containers stay, whoever else refers to them."""
+    reshape_(work, Plan(tuple(best.edits)))
+    work.load_state_dict(best.model.state_dict())
