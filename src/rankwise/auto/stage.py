@@ -151,7 +151,7 @@ class AutoStage(Stage):
             single: options with measured errors.
             start: the best within the limits while all channels stay; None where there are none.
         """
-        narrowing = self._narrowing(original, fit, level)
+        narrowing = self._narrowing(original, fit, level.examples // 2)
         scene = narrowing.scene(duplicate(original), example, cost)
         views, orders, curves = narrowing.survey(scene, fit)
         mixture = Mixture(self._stage([]), single.options, scene, curves)
@@ -181,12 +181,12 @@ class AutoStage(Stage):
     ) -> Iterator[Finalist]:
         """Narrower channels by interpolative decomposition, which are faster wherever MACs are not."""
         model = duplicate(original)
-        edits = self._narrowing(original, fit, level).run_(model, original, example, fit, cost)
+        edits = self._narrowing(original, fit, level.points and level.examples).run_(model, original, example, fit, cost)
         yield self._refitted("narrowed", model, original, edits, fit, held)
 
-    def _narrowing(self, original: nn.Module, fit: Part, level: Effort) -> Narrowing:
-        """The stage that narrows channels, with errors measured where ``level`` measures any."""
-        probe = Probe(duplicate(original), some_examples(fit, level.examples)) if level.points else None
+    def _narrowing(self, original: nn.Module, fit: Part, examples: int) -> Narrowing:
+        """The stage that narrows channels, with errors measured on ``examples``; 0 measures none."""
+        probe = Probe(duplicate(original), some_examples(fit, examples)) if examples else None
 
         def judge(narrower: nn.Module) -> float:
             assert probe is not None
