@@ -137,3 +137,11 @@ def test_a_layer_that_must_not_change_is_not_folded_into() -> None:
         model, batches(), Budget(macs=0.8), method="whitened", fold_batchnorm=True, exclude=["0"]
     )
     assert isinstance(small[1], nn.BatchNorm2d) and torch.equal(small[0].weight, model[0].weight)
+
+
+def test_a_selection_that_names_no_units_is_refused() -> None:
+    small = compress(small_cnn(), batches(), Budget(macs=0.6), method="l2")
+    first, *others = plan_of(small).changes()
+    plan = Plan((replace(first, choice={"rank": 3}), *others))
+    with pytest.raises(PlanError, match=f"{first.target!r} does not say which units it keeps"):
+        rankwise.apply(plan, small_cnn(), batches())

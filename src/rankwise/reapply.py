@@ -138,7 +138,7 @@ class _Step:
         done = {}
         for (name, config), alike in groupby(edits, key=lambda edit: (edit.method, edit.config)):
             asked = {edit.target: edit for edit in alike}
-            kept = {target: edit.choice["kept"] for target, edit in asked.items()}
+            kept = {target: _kept(edit) for target, edit in asked.items()}
             stage = Narrowing(method=get_method(name or "", **config), **self._common())
             cost = model_cost(work, self.example)
             found = stage.redo_(work, reference, self.example, self.calibration, cost, kept)
@@ -148,6 +148,15 @@ class _Step:
                     same = old.selection == edit.selection
                     done[edit.target] = old if same else replace(edit, error=None, scale=None, unit=None)
         return done
+
+
+def _kept(edit: Edit) -> list[int]:
+    if not isinstance(kept := edit.choice.get("kept"), list):
+        raise PlanError(
+            f"The plan's edit of {edit.target!r} does not say which units it keeps: its choice is "
+            f'{edit.choice}; it needs "kept", a list of their numbers.'
+        )
+    return kept
 
 
 def _as_built(edit: Edit, module: nn.Module, macs: dict[str, int]) -> Edit:
