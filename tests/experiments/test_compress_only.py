@@ -75,6 +75,11 @@ def test_a_recovery_is_added_to_a_row_that_is_there(tmp_path: Path) -> None:
     assert after["recovered"]["batchnorm"].keys() >= {"top1", "agreement", "kl", "seconds"}
 
 
+def test_narrower_layers_are_refitted_too(tmp_path: Path) -> None:
+    row = bench(tmp_path, replace(SWEEP, recovery=("closed-form",))).row(Variant("l2"), 0.6)
+    assert row["recovered"]["closed-form"]["kl"] < row["kl"]
+
+
 def test_hopeless_rows_end_after_the_first_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compress_only, "HOPELESS", 1.1)
     row = bench(tmp_path, replace(SWEEP, screen=40)).row(Variant("svd"), 0.6)

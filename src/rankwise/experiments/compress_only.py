@@ -19,6 +19,7 @@ from rankwise.experiments.variants import Variant
 from rankwise.experiments.workbench import Workbench, digest
 from rankwise.models import LoadedModel
 from rankwise.network import model_cost
+from rankwise.plan import outputs_left
 from rankwise.progress import Progress, silent
 from rankwise.recovery import get_recovery
 
@@ -46,11 +47,11 @@ class Sweep:
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """A compressed model, seconds by part, the layers or groups changed, and what was done to each."""
+    """A compressed model, seconds by part, the outputs that changed layers have left, and what was done."""
 
     model: nn.Module
     seconds: dict[str, float]
-    changed: list[str]
+    changed: dict[str, list[int] | None]
     choices: dict[str, Any]
 
 
@@ -198,7 +199,7 @@ class CompressOnly:
         if variant.method in self.peers:
             return self._by_peer(variant, fraction)
         done = self.bench.compress(variant, Budget.of({self.sweep.measure: fraction}))
-        changed = [edit.target for edit in done.plan.changes()]
+        changed = outputs_left(self.model, done.plan.edits)
         single = [edit for edit in done.plan.edits if edit.op != "select"]
         choices = {edit.target: edit.choice or edit.reason for edit in single}
         return _Made(done.model, done.seconds, changed, choices)
@@ -207,4 +208,4 @@ class CompressOnly:
         work = copy.deepcopy(self.model)
         start = time.perf_counter()
         made = self.peers[variant.method](work, self.example, self.calibration, self.sweep.measure, fraction)
-        return _Made(made, {"build": time.perf_counter() - start}, [], {})
+        return _Made(made, {"build": time.perf_counter() - start}, {}, {})
