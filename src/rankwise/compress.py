@@ -84,7 +84,7 @@ def compress(
         exclude: the same for those that must not; wins over ``include``.
         overrides: per glob of layer names, any of ``rank``, ``min_rank``, ``max_rank``,
             ``multiple_of``, ``dense``.
-        multiple_of: ranks are multiples of this number.
+        multiple_of: ranks are multiples of this number, but where the largest of a layer is below it.
         min_rank: the smallest rank.
         fold_batchnorm: first fold each BatchNorm into the layer before it, where nothing else reads that
             layer and it may change, so that errors are those of what the network sees. A folded
