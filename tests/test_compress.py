@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -104,6 +105,27 @@ def test_rank_multiples_and_overrides_hold() -> None:
     changed = {edit.target: edit.choice["rank"] for edit in plan.changes()}
     assert changed["8"] == 8 and "3" not in changed
     assert all(rank % 4 == 0 for rank in changed.values())
+
+
+@pytest.mark.parametrize("method", ["svd", "l2"])
+def test_the_costs_of_edits_add_up_to_those_of_the_plan(method: str) -> None:
+    """Those of a layer where it is replaced, those of the whole model where channels are selected."""
+    plan = compression(
+        small_cnn(), batches(), Budget(macs=0.7), method=method, fold_batchnorm=True, exclude=["8"]
+    ).plan
+    now = plan.original
+    assert {edit.op for edit in plan.edits} >= {"fold_batchnorm", "keep"} and len(plan.changes()) > 1
+    for edit in plan.changes():
+        saved = {name: edit.before[name] - edit.after[name] for name in ("params", "macs")}
+        assert edit.op == "replace" or edit.before == {name: now[name] for name in saved}
+        now = {name: now[name] - saved[name] for name in saved}
+    assert now == {name: plan.final[name] for name in now}
+
+
+def test_the_lists_that_the_docstring_names_are_there() -> None:
+    named = re.findall(r"``(rankwise\.[\w.]*\(\))``", compress.__doc__ or "")
+    assert len(named) == 3
+    assert all(eval(name, {"rankwise": rankwise}) for name in named)
 
 
 def test_compressing_twice_concatenates_the_plans() -> None:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rankwise.allocation import Iterative, get_allocator
 from rankwise.budget import Budget
 from rankwise.compress import compress
-from rankwise.errors import BudgetError, CalibrationError, RankwiseError
+from rankwise.errors import BudgetError, CalibrationError, RankwiseError, UnknownNameError
 from rankwise.iterate import Iteration
 from rankwise.methods import get_method
 from rankwise.narrow import Narrowing
@@ -260,6 +260,50 @@ def test_wishes_for_groups() -> None:
     assert (kept.features[0].out_channels, kept.classifier[1].out_features) == (8, 20)
     reasons = {edit.target: edit.reason for edit in plan_of(kept).edits}
     assert "excluded" in (reasons["features.0"] or "")
+
+
+def widths_of(allocator: str = "iterative", **options: Any) -> list[int]:
+    """Widths of the first three groups of a network of 8, 12 and 16 channels."""
+    model, data = settled(SmallVGG, 3, 16, 16), random_batches(3, 16, 16)
+    options = {"method": "l2", "allocator": allocator} | options
+    small = compress(model, data, Budget(macs=0.7), **options)
+    assert model_cost(small, data[0]).macs <= 0.7 * model_cost(model, data[0]).macs
+    return [small.features[i].out_channels for i in (0, 4, 8)]
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_step_by_step_obeys_wishes(published: bool) -> None:
+    rule: Any = get_allocator("iterative", published=published, step=0.9)
+    assert all(width % 4 == 0 for width in widths_of(rule, multiple_of=4))
+    assert widths_of(rule, overrides={"features.4": {"rank": 7}})[1] == 7
+    assert widths_of(rule, overrides={"features.0": {"dense": True}, "features.8": {"min_rank": 16}})[
+        ::2
+    ] == [8, 16]
+    first, _, third = widths_of(rule, overrides={"*.0": {"max_rank": 3}, "*.8": {"multiple_of": 5}})
+    assert first in (1, 2, 3, 8) and third in (5, 10, 15, 16)
+    assert widths_of(rule, overrides={"features.0": {"rank": 2}, "features.4": {"rank": 3}})[:2] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"allocator": "knapsack"}, {"allocator": "iterative"}, {"method": get_method("interpolative", eps=0.2)}],
+)
+def test_wishes_that_cannot_be_meant_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UnknownNameError, match="'nonsense"):
+        widths_of(overrides={"nonsense*": {"rank": 3}}, **options)
+    with pytest.raises(UnknownNameError, match="'rnk'"):
+        widths_of(overrides={"*": {"rnk": 3}}, **options)
+    with pytest.raises(RankwiseError, match="no candidate of rank 12"):
+        widths_of(overrides={"features.4": {"rank": 12}}, **options)
+
+
+def test_an_error_bound_obeys_wishes() -> None:
+    method, wide = get_method("interpolative", eps=0.3), get_method("interpolative", eps=0.02)
+    plain = widths_of("knapsack", method=method)
+    even = widths_of("knapsack", method=method, multiple_of=4)
+    assert any(width % 4 for width in plain)
+    assert even == [4 * -(-width // 4) for width in plain]
+    assert widths_of("knapsack", method=wide, overrides={"*": {"rank": 5}}) == [5, 5, 5]
 
 
 def test_a_judge_of_networks_decides_between_groups() -> None:

@@ -13,7 +13,7 @@ from rankwise.folding import fold_following_
 from rankwise.network import Cost, model_cost
 from rankwise.network.batches import batch_size, first_batch, forward, output_tensor, reusable
 from rankwise.network.names import Patterns
-from rankwise.network.state import duplicate, preserved
+from rankwise.network.state import check_model, duplicate, preserved
 from rankwise.plan import Edit, Plan, attach_plan_, outputs_left, plan_of
 from rankwise.progress import Progress, Stopwatch, silent
 from rankwise.recipe import best_split
@@ -72,7 +72,7 @@ def compress(
             several times when it can be. Weight-only methods need none, but then ``example``.
         budget: what may be kept of the whole model.
         method: "auto" (or :class:`rankwise.Automatic`), which mixes methods per layer and refits; a name
-            out of ``rankwise.methods.methods()``, a configured :class:`Method`, or several, whose
+            out of ``rankwise.methods()``, a configured :class:`Method`, or several, whose
             candidates then compete for every layer; or "FIRST+SECOND": two methods one after the
             other, the budget split between them as agrees most with ``model`` on the calibration data.
         allocator: a name out of ``rankwise.allocation.allocators()`` or a configured one.
@@ -84,7 +84,7 @@ def compress(
         exclude: the same for those that must not; wins over ``include``.
         overrides: per glob of layer names, any of ``rank``, ``min_rank``, ``max_rank``,
             ``multiple_of``, ``dense``.
-        multiple_of: ranks are multiples of this number.
+        multiple_of: ranks are multiples of this number, but where the largest of a layer is below it.
         min_rank: the smallest rank.
         fold_batchnorm: first fold each BatchNorm into the layer before it, where nothing else reads that
             layer and it may change, so that errors are those of what the network sees. A folded
@@ -129,7 +129,7 @@ def compression(
         UnknownNameError: an unknown option; otherwise as :func:`compress`.
     """
     settings = Settings.of(options)
-    _check_model(model)
+    check_model(model)
     if not isinstance(budget, Budget):
         given = "No budget" if budget is None else f"A budget of type {type(budget).__name__}"
         raise BudgetError(f"{given} was given; pass for instance budget=Budget(macs=0.5).")
@@ -163,17 +163,6 @@ def compression(
     step = Plan(edits, original.as_dict(), final.as_dict(), (notes,))
     attach_plan_(work, plan_of(model) + step)
     return Compression(work, step, original, final, watch.seconds, compressed)
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise RankwiseError(f"A model of type {type(model).__name__} was given; allowed is an nn.Module.")
-    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if missing:
-        raise RankwiseError(
-            f"The model's {missing[0]!r} and {len(missing) - 1} other parameters are on the meta device, "
-            "without values; allowed is a model with its weights."
-        )
 
 
 def _recipe(

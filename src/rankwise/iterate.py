@@ -3,19 +3,20 @@
 Chee, Flynn, Damle and De Sa, "Model Preserving Compression for Neural Networks" (NeurIPS 2022), section 4.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from rankwise.allocation.iterative import Iterative
+from rankwise.allocation.widths import allowed_widths
 from rankwise.errors import BudgetError
 from rankwise.linalg.interpolative import diagonal_of_r
 from rankwise.methods.selection import GroupView
 from rankwise.network import Cost
 from rankwise.network.channel_group import ChannelGroup
-from rankwise.network.names import matches
 from rankwise.progress import Progress, silent
 from rankwise.scene import Batches, Scene, replay_of
 
@@ -41,13 +42,15 @@ class Iteration:
     limits: Mapping[str, int]
     overrides: Mapping[str, Mapping[str, Any]]
     min_width: int = 1
+    multiple_of: int = 1
     progress: Progress = silent
     steps: int = 0
+    _allowed: dict[str, list[int]] = field(default_factory=dict)  # widths per group, ascending
 
     def run_(
         self, scene: Scene, batches: Batches | None
     ) -> tuple[dict[str, list[int]], dict[str, tuple[float, float]]]:
-        """Narrow until the limits hold.
+        """Narrow until the limits hold and every group has a width that it may have.
 
         Returns:
             per group the units of the original model that stay, and the summed error of its steps with
@@ -55,13 +58,16 @@ class Iteration:
 
         Raises:
             BudgetError: no group can be narrowed further and the limits do not hold.
+            UnknownNameError, RankwiseError: as :func:`rankwise.allocation.apply_overrides`.
         """
+        sizes = {group.name: group.size for group in scene.free}
+        self._allowed = allowed_widths(sizes, self.overrides, self.multiple_of, self.min_width)
         alive = {group.name: list(range(group.size)) for group in scene.free}
         errors = {name: (0.0, 0.0) for name in alive}
         now, stale = scene, set(scene.intakes)
         now.replay = replay_of(scene.layers.values(), scene.max_memory)
         known: dict[str, tuple[GroupView, Tensor, _Move | None]] = {}
-        while self._over(now.cost):
+        while self._over(now.cost) or self._due(now.free):
             self.progress("iterate", self.steps, 0)
             now.measure(batches, stale)
             moves = self._moves(now, known, stale)
@@ -88,14 +94,14 @@ class Iteration:
         )
         return f"No channel group can be narrowed further, and the budget is not met; {parts}."
 
-    def _wish(self, name: str, key: str, default: Any) -> Any:
-        found = [wish[key] for glob, wish in self.overrides.items() if key in wish and matches(name, glob)]
-        return found[-1] if found else default
+    def _due(self, groups: Iterable[ChannelGroup]) -> list[str]:
+        """Groups that may not stay as wide as they are, whatever the limits say."""
+        return [group.name for group in groups if group.size not in self._allowed[group.name]]
 
     def _moves(
         self, scene: Scene, known: dict[str, tuple[GroupView, Tensor, _Move | None]], stale: set[str]
     ) -> list[_Move]:
-        """One move per group that can still be narrowed, the best first."""
+        """One move per group that can still be narrowed (that must be, where any is), the best first."""
         moves = []
         for group in scene.free:
             old = known.get(group.name)
@@ -109,14 +115,17 @@ class Iteration:
                 old = known[group.name] = (view, order, self._move(scene, view, order))
             if old[2] is not None:
                 moves.append(self._scored(scene, group, old[1], old[2]))
-        return sorted(moves, key=lambda move: move.score)
+        due = set(self._due(scene.free))
+        return sorted(
+            [move for move in moves if move.group.name in due] or moves, key=lambda move: move.score
+        )
 
     def _move(self, scene: Scene, view: GroupView, order: Tensor) -> _Move | None:
         size = view.group.size
-        least = max(1, self.min_width, int(self._wish(view.group.name, "min_rank", 1)))
-        width = max(least, min(int(self.rule.step * size), size - 1))
-        if width >= size or self._wish(view.group.name, "dense", False):
+        narrower = [width for width in self._allowed[view.group.name] if width < size]
+        if not narrower:
             return None
+        width = max((w for w in narrower if w <= self.rule.step * size), default=narrower[0])
         if self.rule.published:
             diagonal = diagonal_of_r(view.moment())
             error = float(diagonal[width] / diagonal[0]) if float(diagonal[0]) > 0 else 0.0
@@ -171,14 +180,9 @@ class Iteration:
 
     def _needed(self, scene: Scene, kept: Mapping[str, list[int]], move: _Move, order: Tensor) -> int:
         """The largest width, from the move's to one less than now, with which the limits hold."""
-        low, high = move.width, move.group.size - 1
+        widths = [w for w in self._allowed[move.group.name] if move.width <= w < move.group.size]
 
-        def fits(width: int) -> bool:
-            return not self._over(scene.widths.cost({**kept, move.group.name: order[:width].tolist()}))
+        def exceeds(width: int) -> bool:
+            return self._over(scene.widths.cost({**kept, move.group.name: order[:width].tolist()}))
 
-        if not fits(low):
-            return low
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle - 1)
-        return low
+        return widths[max(0, bisect_left(widths, True, key=exceeds) - 1)]

@@ -9,7 +9,7 @@ from torch import nn
 from rankwise.allocation import apply_overrides
 from rankwise.allocation.iterative import Iterative
 from rankwise.allocation.measured import scaled_to
-from rankwise.allocation.widths import WidthCurve, allocate_widths, narrowest, width_tables
+from rankwise.allocation.widths import WidthCurve, allocate_widths, allowed_widths, narrowest, width_tables
 from rankwise.errors import BudgetError, CalibrationError
 from rankwise.iterate import Iteration
 from rankwise.methods.base import Unit
@@ -120,7 +120,7 @@ class Narrowing(Stage):
     def _iterated(
         self, rule: Iterative, limits: Mapping[str, int], scene: Scene, batches: Batches | None
     ) -> Outcome:
-        iteration = Iteration(rule, limits, self.overrides, self.min_rank, self.progress)
+        iteration = Iteration(rule, limits, self.overrides, self.min_rank, self.multiple_of, self.progress)
         return Outcome(*iteration.run_(scene, batches))
 
     def _corrected(self, rule: Iterative, scene: Scene, batches: Batches | None) -> Mapping[str, int]:
@@ -207,7 +207,9 @@ class Narrowing(Stage):
             return scene.widths.cost({name: units[name][:k] for (name, size), k in chosen if k < size})
 
         if isinstance(self.method, Interpolative) and self.method.eps is not None:
-            widths = [self.method.rank(view) or view.group.size for view in views.values()]
+            allowed = allowed_widths(dict(sizes), self.overrides, self.multiple_of, self.min_rank)
+            wanted = {name: self.method.rank(view) or view.group.size for name, view in views.items()}
+            widths = [next((w for w in allowed[n] if w >= k), allowed[n][-1]) for n, k in wanted.items()]
             self._check_eps(cost(widths))
             return widths
         tables = width_tables(curves, cost, self.multiple_of, self.min_rank)

@@ -32,8 +32,10 @@ class Edit:
     """One step: what was done to one layer or channel group, and why.
 
     ``target`` is the qualified name of the layer (or of the channel group) in the model as the
-    earlier edits left it. ``before`` and ``after`` hold params and macs of the target. ``error`` is
-    in ``unit``, and ``error / scale`` is relative (see :class:`rankwise.methods.Candidates`).
+    earlier edits left it. ``before`` and ``after`` hold params and macs: of a layer that is replaced or
+    kept; of the whole model where channels are selected, which several layers share, or a BatchNorm is
+    folded; a channel group that is kept has none. ``error`` is in ``unit``, and ``error / scale`` is
+    relative (see :class:`rankwise.methods.Candidates`).
     ``module`` describes the replacement, ``selection`` the channels kept in each module. ``refitted``
     says that the closed-form refit of "auto" followed, which is repeated where the plan is applied.
     """

@@ -1,9 +1,12 @@
 """The trade-off curve against networks built one by one."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from tests.network.skip_net import SkipNet, images
+from torch import nn
 
 import rankwise
 from rankwise.errors import RankwiseError
@@ -25,6 +28,23 @@ def test_the_curve_has_exact_costs_and_rises_as_less_is_kept() -> None:
     assert np.isfinite([p.kl for p in points]).all()
 
 
-def test_fractions_are_checked() -> None:
-    with pytest.raises(RankwiseError, match="0, 1"):
-        rankwise.tradeoff(SkipNet(), [images(2)], "macs", (1.5,))
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"fractions": (1.5,)}, r"1\.5 was given; allowed are numbers in \(0, 1\]"),
+        ({"fractions": ("0.5",)}, r"'0\.5' was given; allowed are numbers"),
+        ({"measure": "foo"}, "measure 'foo'.*Allowed: macs, params"),
+        ({"measure": "latency"}, "measure 'latency'.*Allowed: macs, params"),
+        ({"effort": rankwise.Automatic("fast")}, r"effort \"Automatic.*Allowed: fast, normal, thorough"),
+        ({"calibration": None, "example": images(2)}, "needs calibration batches"),
+        ({"calibration": None}, "Neither calibration|needs calibration"),
+        ({"model": "resnet"}, "type str was given; allowed is an nn.Module"),
+        ({"model": SkipNet().to("meta")}, "on the meta device"),
+        ({"model": nn.BatchNorm2d(3)}, "6 parameters and 0 MACs; allowed"),
+        ({"model": nn.Flatten()}, "0 parameters and 0 MACs; allowed"),
+    ],
+)
+def test_what_is_given_is_checked(wrong: dict[str, Any], said: str) -> None:
+    given = {"model": SkipNet(), "calibration": [images(2)], "fractions": (0.5,), "effort": "fast"} | wrong
+    with pytest.raises(RankwiseError, match=said):
+        rankwise.tradeoff(**given)

@@ -7,7 +7,7 @@ from torch import nn
 
 from rankwise.linalg.cp_correction import sensitivity
 from rankwise.methods import get_method
-from rankwise.methods.cp import cp_factors, kernel_axes, rank_grid
+from rankwise.methods.cp import bytes_of, cp_factors, kernel_axes, rank_grid
 from rankwise.methods.recall import Recall, digest
 from rankwise.network.layer import geometry_of
 from tests.methods.by_hand import case, layer_of, measured_cost, patches_of, rows_of, statistics_of
@@ -159,6 +159,33 @@ def test_recall_forgets_the_oldest_and_tells_contents_apart() -> None:
     assert calls == [1, 2, 3, 2]
     assert digest([torch.zeros(2)]) != digest([torch.zeros(2, 1)])
     assert digest([1.0, None]) != digest([1, None])
+
+
+def test_recall_holds_no_more_bytes_than_it_may() -> None:
+    calls: list[int] = []
+    recall: Recall[str] = Recall(9, 10, len)
+    for size in (4, 6, 4, 3, 4, 6, 12, 4, 12):
+        assert recall((size,), lambda size=size: calls.append(size) or size * "x") == size * "x"
+    assert calls == [4, 6, 3, 6, 12, 4, 12]
+    layer = layer_of(nn.Conv2d(5, 6, 3), torch.zeros(1, 5, 4, 4))
+    method = get_method("cp", effort=0.01)
+    (problem,) = method._problems(layer, None, 3)
+    assert bytes_of(method._curve(problem, [2, 3])) == 8 * (2 + 3) * (5 + 6 + 9)
+
+
+def test_what_was_built_before_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the rank is the only one of its curve either way, the curve's work differs."""
+    layer = layer_of(nn.Conv2d(24, 24, 3, padding=1), torch.zeros(1, 24, 4, 4))
+    plain = get_method("cp", points=5, polish=1, effort=0.02)
+    other = get_method("cp", points=5, polish=1, effort=0.02, interpolated=True)
+    choice = {"rank": 11, "factors": 3}
+    built = []
+    for first in (plain, other):
+        monkeypatch.setattr(import_module("rankwise.methods.cp"), "_recalled", Recall(9, 2**20, bytes_of))
+        first.build(layer, None, choice)
+        built.append(other.build(layer, None, choice))
+    for a, b in zip(*(module.parameters() for module in built), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_axes_without_a_kernel_go_with_one_that_has() -> None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rankwise.allocation.base import Allocator, Table
+from rankwise.allocation.restrict import apply_overrides, restrict
 from rankwise.errors import BudgetError
 from rankwise.methods.base import Candidates, Unit
 from rankwise.network.cost import Cost
@@ -42,7 +44,7 @@ def width_tables(
     """One table per group: option 0 keeps all units, option i keeps ``size - i``.
 
     The cost of an option is what it costs above width 1 while all other groups are whole. Allowed are
-    widths of at least ``min_width`` that are multiples of ``multiple_of``, and the whole group.
+    the whole group and the widths that :func:`rankwise.allocation.restrict` would allow as ranks.
     """
     full = [curve.size for curve in curves]
     tables = []
@@ -52,12 +54,26 @@ def width_tables(
         rows = np.array([[c.params, c.macs, c.bytes, c.latency] for c in costs], dtype=np.int64)
         rows -= rows[-1]
         error = np.maximum.accumulate(curve.error[widths] - curve.error[curve.size])
-        choices = {"rank": np.concatenate([[0], widths[1:]])}
-        candidates = Candidates(rows[:, 0], rows[:, 1], error, choices, unit)
-        allowed = (widths % multiple_of == 0) & (widths >= min_width)
-        allowed[0] = True
-        tables.append(Table(curve.name, candidates, rows[:, 2], allowed, rows[:, 3]))
+        candidates = Candidates(rows[:, 0], rows[:, 1], error, {"rank": widths}, unit)
+        table = Table(curve.name, candidates, rows[:, 2], latency=rows[:, 3])
+        tables.append(restrict(table, multiple_of, min_width))
     return tables
+
+
+def allowed_widths(
+    sizes: Mapping[str, int],
+    overrides: Mapping[str, Mapping[str, Any]],
+    multiple_of: int = 1,
+    min_width: int = 1,
+) -> dict[str, list[int]]:
+    """Per group of ``sizes`` the widths that it may have, ascending; ``overrides`` may rule out its own.
+
+    Raises:
+        UnknownNameError, RankwiseError: as :func:`rankwise.allocation.apply_overrides`.
+    """
+    curves = [WidthCurve(name, np.zeros(size + 1)) for name, size in sizes.items()]
+    tables = apply_overrides(width_tables(curves, lambda _: Cost(0, 0, 0), multiple_of, min_width), overrides)
+    return {table.name: [_width(table, int(option)) for option in table.options[::-1]] for table in tables}
 
 
 def allocate_widths(

@@ -114,8 +114,8 @@ def get_effort(name: str) -> Effort:
     Raises:
         UnknownNameError: there is none of that name.
     """
-    if name not in EFFORTS:
-        raise UnknownNameError("effort", name, EFFORTS)
+    if not isinstance(name, str) or name not in EFFORTS:
+        raise UnknownNameError("effort", str(name), EFFORTS)
     return EFFORTS[name]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -11,14 +11,15 @@ from rankwise.allocation import get_allocator
 from rankwise.auto.effort import get_effort
 from rankwise.auto.search import Selection
 from rankwise.auto.stage import AutoStage
-from rankwise.errors import BudgetError, RankwiseError
+from rankwise.errors import BudgetError, CalibrationError, RankwiseError, UnknownNameError
 from rankwise.factorise import Survey
 from rankwise.network import Cost, model_cost
 from rankwise.network.batches import first_batch
-from rankwise.network.state import preserved
+from rankwise.network.state import check_model, preserved
 from rankwise.progress import Progress, silent
 from rankwise.recovery.holdout import hold_out
 
+Share = Literal["params", "macs"]
 FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
 
@@ -44,7 +45,7 @@ class Point:
 def tradeoff(
     model: nn.Module,
     calibration: Iterable[Any],
-    measure: Literal["params", "macs"] = "macs",
+    measure: Share = "macs",
     fractions: Sequence[float] = FRACTIONS,
     *,
     effort: str = "normal",
@@ -68,13 +69,24 @@ def tradeoff(
         progress: called as ``progress(stage, done, total)``.
 
     Raises:
-        RankwiseError: a fraction outside (0, 1].
+        RankwiseError: no module, one without values, parameters or MACs, or a fraction outside (0, 1].
+        UnknownNameError: another measure or effort.
         CalibrationError: no batches, NaN or infinite values.
     """
-    if wrong := [f for f in fractions if not 0 < f <= 1]:
+    check_model(model)
+    if measure not in get_args(Share):
+        raise UnknownNameError("measure", str(measure), get_args(Share))
+    if wrong := [f for f in fractions if not (isinstance(f, (int, float)) and 0 < f <= 1)]:
         raise RankwiseError(f"The fraction {wrong[0]!r} was given; allowed are numbers in (0, 1].")
+    level = get_effort(effort)
+    if calibration is None:
+        raise CalibrationError("The trade-off needs calibration batches to measure with; none were given.")
     example = first_batch(calibration) if example is None else example
-    cost, level = model_cost(model, example), get_effort(effort)
+    cost = model_cost(model, example)
+    if not (cost.params and cost.macs):
+        raise RankwiseError(
+            f"The model has {cost.params:,} parameters and {cost.macs:,} MACs; allowed are models with both."
+        )
     fit, _ = hold_out(calibration)
     auto = AutoStage(
         allocator=get_allocator("knapsack"), limits={}, effort=effort, seed=seed, progress=progress

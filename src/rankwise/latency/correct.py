@@ -59,7 +59,8 @@ def settle(
     reaches the aim is tried next; at first the one through the unchanged network and nothing at all.
 
     Raises:
-        BudgetError: even the fastest choice takes longer; says what it takes.
+        BudgetError: even the fastest choice takes longer; says what it takes. Or ``choose`` finds nothing
+            within the first limit.
     """
     if whole_measured <= asked:
         unchanged = choose(whole)
@@ -70,7 +71,12 @@ def settle(
     found: list[tuple[T, Round]] = []
     limit = _inside(whole * aim / whole_measured, least, whole)
     while len(rounds) < most and all(limit != earlier.limit for earlier in rounds):
-        choice = choose(limit)
+        try:
+            choice = choose(limit)
+        except BudgetError:  # of another limit too: what was found before may do
+            if not found:
+                raise
+            break
         trial = Round(limit, predict(choice), measure(choice))
         if LOWEST * asked <= trial.measured <= asked:  # perhaps by luck: a second look counts as much
             trial = replace(trial, measured=(trial.measured + measure(choice)) / 2)

@@ -35,10 +35,10 @@ def session_pass(model: nn.Module, batch: Any, threads: int) -> Callable[[], obj
             session = onnxruntime.InferenceSession(
                 str(path), _options(threads), providers=["CPUExecutionProvider"]
             )
+        names = [entry.name for entry in session.get_inputs()]
+        feed = {name: value.numpy() for name, value in zip(names, arguments, strict=True)}
     except Exception as error:
         raise BudgetError(f"The model cannot be run by onnxruntime: {error}") from error
-    names = [entry.name for entry in session.get_inputs()]
-    feed = {name: value.numpy() for name, value in zip(names, arguments, strict=True)}
     return lambda: session.run(None, feed)
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from rankwise.latency.shapes import choice_probes
 from rankwise.latency.smooth import Floats, monotone
 from rankwise.latency.table import LayerTimes, Probe, layer_probes
-from rankwise.methods.base import Candidates, Method
+from rankwise.methods.base import Candidates, Method, is_rank
 from rankwise.network.layer import Layer
 from rankwise.statistics.record import LayerStatistics
 
@@ -83,7 +83,7 @@ def _curves(offer: Offer) -> list[_Curve]:
 def _structure(choice: Mapping[str, object]) -> list[tuple[str, object]]:
     """What of a choice says which layers there are, and not how wide they are."""
     return [
-        (name, value == 0 if "rank" in name else value)
+        (name, value == 0 if is_rank(name) else value)
         for name, value in choice.items()
         if not isinstance(value, float)
     ]

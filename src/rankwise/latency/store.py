@@ -10,7 +10,7 @@ from typing import Any
 from rankwise.files import json_text, write_text
 
 FORMAT = "rankwise.latency"
-VERSION = 1
+VERSION = 2  # 1 counted taking the batch apart too
 
 
 def cache_folder() -> Path:

@@ -21,6 +21,14 @@ Choice = dict[str, Any]
 T = TypeVar("T")
 
 
+def is_rank(name: str) -> bool:
+    """Whether the choice called ``name`` is a rank ("rank", "rank_in", "low_rank").
+
+    All else of a choice but floats, which only tell of an option, is its structure.
+    """
+    return "rank" in name.split("_")
+
+
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """All options of one layer under one method: arrays of one length, one entry per option.

@@ -25,7 +25,14 @@ _POINTS_LARGE = 8
 _INTERPOLATED = 80
 _SMALLER = (2, 4)  # of the smallest rank of the grid: a layer that hardly matters is best off with few
 _LARGE = 400_000  # weights
-_recalled: Recall[list[CPFit]] = Recall(256)
+
+
+def bytes_of(fits: Sequence[CPFit]) -> int:
+    """What the factors of ``fits`` take in memory; the curve of a layer of 512 channels takes 85 MB."""
+    return sum(factor.nbytes for fit in fits for factor in fit.factors)
+
+
+_recalled: Recall[list[CPFit]] = Recall(256, 2**31, bytes_of)
 
 
 def kernel_axes(geometry: Geometry, factors: int) -> list[tuple[int, ...]]:
@@ -236,7 +243,7 @@ class CP(Method):
             return fit
         metrics = {"input_metric": problem.input_metric, "output_metric": problem.output_metric}
         options = replace(self._options, iterations=self.polish)
-        key = (problem.tensor, *metrics.values(), rank, ranks, options, self.corrected)
+        key = (problem.tensor, *metrics.values(), rank, ranks, share, options, self.corrected)
 
         def polished() -> list[CPFit]:
             better = refine(problem.tensor, fit, options=options, **metrics)

@@ -24,15 +24,17 @@ def digest(values: Iterable[object]) -> bytes:
 
 
 class Recall(Generic[T]):
-    """Remembers the last ``size`` results by the contents of their arguments.
+    """Remembers the last ``size`` results, ``most`` bytes in all, by the contents of their arguments.
+
+    ``weigh`` gives the bytes of a result; the last one is remembered however large it is.
 
     ``candidates`` and ``build`` of a method get the same arguments minutes apart; what they share is
     computed once. Whether a result is remembered changes the time it takes and nothing else. Several
     threads may ask at once.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, size: int, most: int = 0, weigh: Callable[[T], int] = lambda _: 0) -> None:
+        self._size, self._most, self._weigh = size, most, weigh
         self._known: OrderedDict[bytes, T] = OrderedDict()
         self._lock = Lock()
 
@@ -45,6 +47,7 @@ class Recall(Generic[T]):
         with self._lock:
             self._known[key] = found
             self._known.move_to_end(key)
-            while len(self._known) > self._size:
-                self._known.popitem(last=False)
+            held = sum(map(self._weigh, self._known.values()))
+            while len(self._known) > self._size or (held > self._most and len(self._known) > 1):
+                held -= self._weigh(self._known.popitem(last=False)[1])
         return found

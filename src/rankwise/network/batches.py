@@ -62,9 +62,15 @@ def device_of(model: nn.Module) -> torch.device:
     return next((t.device for t in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
-def forward(model: nn.Module, batch: Any) -> Any:
-    """What ``model`` returns, called on ``batch`` as :func:`split_batch` says, moved to its device."""
+def arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What ``model`` is called with on ``batch``, as :func:`split_batch` says, moved to its device."""
     args, kwargs, _ = split_batch(model, to_device(batch, device_of(model)))
+    return args, kwargs
+
+
+def forward(model: nn.Module, batch: Any) -> Any:
+    """What ``model`` returns, called on ``batch`` with its :func:`arguments`."""
+    args, kwargs = arguments(model, batch)
     return model(*args, **kwargs)
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
+from rankwise.errors import RankwiseError
+
 
 def _restore_buffers(saved: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor | None]]) -> None:
     with torch.no_grad():
@@ -15,6 +17,22 @@ def _restore_buffers(saved: list[tuple[nn.Module, str, torch.Tensor, torch.Tenso
             if value is not None and not torch.equal(buffer, value):
                 buffer.copy_(value)
             module._buffers[name] = buffer
+
+
+def check_model(model: nn.Module) -> None:
+    """Make sure that ``model`` is a module with values.
+
+    Raises:
+        RankwiseError: it is something else, or has parameters on the meta device.
+    """
+    if not isinstance(model, nn.Module):
+        raise RankwiseError(f"A model of type {type(model).__name__} was given; allowed is an nn.Module.")
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing:
+        raise RankwiseError(
+            f"The model's {missing[0]!r} and {len(missing) - 1} other parameters are on the meta device, "
+            "without values; allowed is a model with its weights."
+        )
 
 
 def duplicate(model: nn.Module) -> nn.Module:
