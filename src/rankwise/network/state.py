@@ -4,9 +4,30 @@ import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
+
+from rankwise.network.usage import leaves_in
+
+_BOOKKEEPING = frozenset(vars(nn.Module())) - {"_buffers"}
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often ``tensor``, or what shares its memory, was changed in place; 0 where that is not counted."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def held_by(model: nn.Module) -> list[tuple[Any, int]]:
+    """Every buffer and every attribute of every module, with the version of tensors; containers opened."""
+    return [
+        (leaf, version_of(leaf) if isinstance(leaf, torch.Tensor) else 0)
+        for module in model.modules()
+        for key, value in vars(module).items()
+        if key not in _BOOKKEEPING
+        for leaf in leaves_in(value)
+    ]
 
 
 def _restore_buffers(saved: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor | None]]) -> None:
