@@ -14,6 +14,11 @@ from rankwise.network.usage import leaves_in
 _BOOKKEEPING = frozenset(vars(nn.Module())) - {"_buffers"}
 
 
+def attributes_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The attributes of ``module`` that not every module has, and its buffers as one of them."""
+    return ((key, value) for key, value in vars(module).items() if key not in _BOOKKEEPING)
+
+
 def version_of(tensor: torch.Tensor) -> int:
     """How often ``tensor``, or what shares its memory, was changed in place; 0 where that is not counted."""
     return 0 if tensor.is_inference() else tensor._version
@@ -24,8 +29,7 @@ def held_by(model: nn.Module) -> list[tuple[Any, int]]:
     return [
         (leaf, version_of(leaf) if isinstance(leaf, torch.Tensor) else 0)
         for module in model.modules()
-        for key, value in vars(module).items()
-        if key not in _BOOKKEEPING
+        for _, value in attributes_of(module)
         for leaf in leaves_in(value)
     ]
 
