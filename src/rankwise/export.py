@@ -9,7 +9,7 @@ from torch import nn
 
 from rankwise.errors import RankwiseError
 from rankwise.files import write_atomically
-from rankwise.network.batches import output_tensor, split_batch
+from rankwise.network.batches import forward, output_tensor, split_batch
 from rankwise.network.state import preserved
 
 
@@ -48,7 +48,7 @@ def export_onnx(model: nn.Module, example: Any, path: str | Path, tolerance: flo
         raise RankwiseError("ONNX export needs pip install rankwise[export].") from error
     arguments = _arguments(model, example)
     with preserved(model), torch.no_grad():
-        expected = output_tensor(model.eval()(*arguments)).numpy()
+        expected = output_tensor(forward(model.eval(), example)).numpy()
         program = torch.onnx.export(model, arguments, dynamo=True, verbose=False)
     assert program is not None
 

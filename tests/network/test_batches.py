@@ -156,3 +156,50 @@ def test_the_cost_of_a_network_elsewhere_is_counted_with_batches_from_here() -> 
     elsewhere = nn.Conv2d(3, 4, 3, device="meta")
     example = torch.zeros(2, 3, 8, 8)
     assert model_cost(elsewhere, example) == model_cost(convolution, example)
+
+
+class Scaling(nn.Module):
+    """Scales its inputs in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
+        x.mul_(4)
+        return self.layer(x if shift is None else x.add_(shift))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_that_works_in_place_does_not_change_the_batch(training: bool) -> None:
+    model = Scaling().train(training)
+    x, shift = torch.ones(2, 3), torch.ones(2, 1)
+    expected = model(x.clone(), shift)
+    for batch in ({"x": x, "shift": shift}, {"x": x, "shift": shift, "labels": 1}):
+        for _ in range(3):
+            assert torch.equal(forward(model, batch), expected)
+            assert torch.equal(x, torch.ones(2, 3))
+    with torch.inference_mode():
+        fresh = torch.ones(2, 3)
+        forward(model, fresh)
+    assert torch.equal(fresh, torch.ones(2, 3))
+
+
+def test_ordinary_models_are_given_the_batch_itself() -> None:
+    class Same(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    model = Same()
+    assert [forward(model, X) is X for _ in range(3)] == [False, True, True]
+    assert forward(model.eval(), X) is not X and forward(model, X) is X
+
+
+def test_an_unfinished_pass_tells_nothing() -> None:
+    model, x = Scaling(), torch.ones(2, 3)
+    handle = model.register_forward_pre_hook(lambda _, __: 1 / 0)  # type: ignore[arg-type, return-value]
+    with pytest.raises(ZeroDivisionError):
+        forward(model, x)
+    handle.remove()
+    forward(model, x)
+    assert torch.equal(x, torch.ones(2, 3))

@@ -94,3 +94,39 @@ def test_a_weight_that_was_computed_with_a_gradient_is_copied() -> None:
     held, copies = list(model.parameters()), list(copied.parameters())
     assert not {id(p) for p in held} & {id(p) for p in copies}
     assert model[0].weight.grad_fn is not None
+
+
+def test_activations_in_lists_and_dicts_are_copied() -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    model.maps = {"last": [model(torch.randn(4, 3))]}  # type: ignore[assignment]
+    copied = duplicate(model)
+    assert torch.equal(copied.maps["last"][0], model.maps["last"][0])  # type: ignore[index]
+    assert model.maps["last"][0].grad_fn is not None  # type: ignore[index]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+def test_scripts_with_buffers() -> None:
+    model = nn.Sequential(torch.jit.script(nn.BatchNorm1d(3).train()))
+    with preserved(model):
+        model(torch.randn(4, 3))
+    assert model[0].num_batches_tracked == 0
+
+
+def test_buffers_made_in_a_pass_are_removed() -> None:
+    class Growing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", None)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.mask = torch.ones(x.shape[1])
+            self.register_buffer("new", torch.zeros(1), persistent=False)
+            return x * self.mask + self.new
+
+    model = Growing()
+    for _ in range(2):
+        with preserved(model):
+            model(torch.randn(2, 3))
+            assert len(dict(model.named_buffers())) == 2
+        assert dict(model.named_buffers()) == {} and model.mask is None and not hasattr(model, "new")
+        assert model._non_persistent_buffers_set == set()

@@ -1,14 +1,20 @@
 """Feeding batches of any form to a model: tensors, tuples, dicts, Hugging Face ``BatchEncoding``."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from itertools import chain
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from rankwise.errors import CalibrationError
+from rankwise.network.state import version_of
+from rankwise.network.usage import tensors_in
+
+_CHANGES: MutableMapping[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
+"""Whether models change their inputs in place, in training and in evaluation mode."""
 
 
 def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
@@ -69,9 +75,28 @@ def arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, 
 
 
 def forward(model: nn.Module, batch: Any) -> Any:
-    """What ``model`` returns, called on ``batch`` with its :func:`arguments`."""
-    args, kwargs = arguments(model, batch)
-    return model(*args, **kwargs)
+    """What ``model`` returns, called on ``batch`` as :func:`split_batch` says, moved to its device.
+
+    The batch stays as it is, see :func:`call`.
+    """
+    return call(model, to_device(batch, device_of(model)))
+
+
+def call(model: nn.Module, batch: Any, wrapped: nn.Module | None = None) -> Any:
+    """What ``model``, or ``wrapped`` around it, returns on ``batch``, which stays as it is.
+
+    A model that changes its input in place is given a copy, as is every model until a first pass in the
+    same mode (training or not) has shown that it does not.
+    """
+    args, kwargs, _ = split_batch(model, batch)
+    modes = _CHANGES.setdefault(model, {})
+    if modes.get(model.training, True):
+        args, kwargs = _each_tensor(args, torch.clone), _each_tensor(kwargs, torch.clone)
+    given = list(tensors_in((args, kwargs)))
+    versions = list(map(version_of, given))
+    output = (wrapped or model)(*args, **kwargs)
+    modes.setdefault(model.training, versions != list(map(version_of, given)))
+    return output
 
 
 def output_tensor(output: Any) -> torch.Tensor:
@@ -120,12 +145,17 @@ def to_device(batch: Any, device: torch.device) -> Any:
         return batch
     if all(tensor.device == device for tensor in tensors_of(batch)):
         return batch
+    return _each_tensor(batch, lambda tensor: tensor.to(device))
+
+
+def _each_tensor(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """``batch`` with every tensor changed, in the same kind of container."""
     if isinstance(batch, torch.Tensor):
-        return batch.to(device)
+        return change(batch)
     if isinstance(batch, Mapping):
-        return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-    values = [v.to(device) if isinstance(v, torch.Tensor) else v for v in batch]
-    return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)  # type: ignore[call-arg]
+        return {k: change(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    values = [change(v) if isinstance(v, torch.Tensor) else v for v in batch]
+    return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
 
 
 def first_batch(calibration: Iterable[Any] | None) -> Any:

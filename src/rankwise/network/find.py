@@ -12,8 +12,8 @@ from rankwise.network.batches import batch_size, forward
 from rankwise.network.cost import Cost
 from rankwise.network.layer import Geometry, Layer, geometry_of, is_hf_conv1d
 from rankwise.network.names import Patterns, filter_names
-from rankwise.network.state import duplicate, preserved, unfused
-from rankwise.network.usage import Usage, watching
+from rankwise.network.state import attributes_of, duplicate, preserved, unfused
+from rankwise.network.usage import Usage, leaves_in, watching
 
 Shape = tuple[int, ...]
 
@@ -51,8 +51,19 @@ def _sharers(model: nn.Module) -> dict[int, list[str]]:
     return owners
 
 
+def _holders(model: nn.Module) -> dict[int, str]:
+    """For modules kept beside their registration, in a list or dict say, by id: the attribute."""
+    return {
+        id(leaf): f"{name}.{key}" if name else key
+        for name, module in model.named_modules()
+        for key, value in attributes_of(module)
+        for leaf in leaves_in(value)
+        if isinstance(leaf, nn.Module)
+    }
+
+
 def _static_reason(
-    name: str, module: nn.Module, owners: dict[int, list[str]], parent: nn.Module
+    name: str, module: nn.Module, owners: dict[int, list[str]], holder: str | None, parent: nn.Module
 ) -> str | None:
     """Why ``module`` must not be touched, as far as can be told without running it."""
     if _is_lazy(module):
@@ -75,6 +86,10 @@ def _static_reason(
         others = [other for other in owners.get(id(parameter), []) if other != f"{name}.{key}"]
         if parameter is not None and name and others:
             return f"{key} tied with {', '.join(others)}"
+    if holder is not None:
+        return f"also kept in the attribute {holder!r}, where it would not be replaced"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has forward hooks, which its replacement would lack"
     return None
 
 
@@ -137,9 +152,10 @@ def find_layers(
     Kinds: ``nn.Linear``, ``nn.Conv1d/2d/3d``, ``nn.ConvTranspose1d/2d/3d`` and transformers'
     ``Conv1D``. A layer that must not be replaced comes back too, with its ``reason``: its weight is
     tied, parametrised, read outside its own forward, quantised, or not initialised; it is a subclass
-    with its own forward, is called with more than its input, belongs to a fused attention, was never
-    reached (such layers come last), or its name is left out by ``include`` / ``exclude``. A layer
-    called several times is allowed; every call counts in its cost.
+    with its own forward, is called with more than its input, belongs to a fused attention, has forward
+    hooks, is kept in a list or attribute beside its registration, has an attribute that other modules
+    read, was never reached (such layers come last), or its name is left out by ``include`` /
+    ``exclude``. A layer called several times is allowed; every call counts in its cost.
 
     Args:
         model: any module; run in evaluation mode without gradients, left as it was found.
@@ -157,7 +173,7 @@ def find_layers(
         if geometry is not None
     }
     left_out = filter_names(layers, include, exclude)
-    owners = _sharers(model)
+    owners, holders = _sharers(model), _holders(model)
     running = duplicate(model) if any(map(_is_lazy, model.modules())) else model
     modules = {name: running.get_submodule(name) for name in layers}
     with preserved(running), unfused(), torch.no_grad(), watching(modules) as watch:
@@ -169,6 +185,7 @@ def find_layers(
     for name in order:
         layer = layers[name]
         parent = model.get_submodule(name.rpartition(".")[0])
-        reason = _static_reason(name, layer.module, owners, parent) or left_out.get(name)
+        holder = holders.get(id(layer.module))
+        reason = _static_reason(name, layer.module, owners, holder, parent) or left_out.get(name)
         found.append(_with_usage(replace(layer, reason=reason), watch.usage.get(name), batch))
     return found

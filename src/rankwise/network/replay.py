@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from rankwise.network.batches import forward, tensors_of
-from rankwise.network.state import evaluating, unfused
+from rankwise.network.state import evaluating, held_by, unfused, version_of
+from rankwise.network.usage import tensors_in
 
 Tensor = torch.Tensor
 
@@ -19,9 +21,11 @@ LIMIT = 2**30
 class Replay:
     """Remembers what layers of one network gave, batch by batch, until :meth:`forget`.
 
-    Only for modules that one forward pass calls once. Whatever is not kept, for want of memory say, is
-    computed as usual. The passes must be over the same batches in the same order; a batch that differs
-    from the one seen at its place before is computed anew.
+    Of a module that is called again in the same pass, only the first call is answered. Whatever is not
+    kept, for want of memory say, is computed as usual; so is a module that does more than give a tensor:
+    changes what it reads, gives it back, writes attributes, or holds modules with hooks of the user. The
+    passes must be over the same batches in the same order; a batch that differs from the one seen at its
+    place before is computed anew.
     """
 
     def __init__(self, names: Iterable[str], limit: int = LIMIT) -> None:
@@ -29,6 +33,9 @@ class Replay:
         self._free = limit
         self._batches: dict[int, list[Tensor]] = {}
         self._outputs: dict[str, dict[int, Tensor]] = {name: {} for name in self._names}
+        self._known: set[tuple[Any, ...]] = set()  # modules, with shapes of inputs, that wrote nothing
+        self.refused: set[str] = set()
+        """Modules that do more than give a tensor."""
 
     def forget(self, names: Iterable[str]) -> None:
         """Drop the outputs of layers that have changed, or whose inputs have."""
@@ -63,12 +70,12 @@ class Replay:
             for name in self._names:
                 module: Any = model.get_submodule(name)
                 output = self._outputs[name].get(place)
-                if output is None and wanted is not None and name not in wanted:
+                if name in self.refused or (output is None and wanted is not None and name not in wanted):
                     continue
                 if output is None:
-                    handles.append(module.register_forward_hook(self._recorder(name, place)))
+                    handles += self._record(model, name, place)
                 elif "forward" not in vars(module):  # its forward is that of its class
-                    module.forward = _giving(output)
+                    module.forward = _giving(module, output)
                     patched.append(module)
             yield
         finally:
@@ -87,24 +94,71 @@ class Replay:
         self._free -= sum(map(_bytes, tensors)) - sum(map(_bytes, known or []))
         self._batches[place] = tensors
 
-    def _recorder(self, name: str, place: int) -> Any:
-        def hook(_: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and _bytes(output) <= self._free:
+    def _record(self, model: nn.Module, name: str, place: int) -> list[RemovableHandle]:
+        """Hooks that keep what a module gives, before hooks of its own, or note that it does more."""
+        module = model.get_submodule(name)
+        if any(m._forward_hooks or m._forward_pre_hooks for m in module.modules() if m is not module):
+            self.refused.add(name)
+            return []
+        calls: list[_Call] = []
+
+        def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
+            inputs = list(tensors_in((args, kwargs)))
+            shapes = (name, *(tensor.shape for tensor in inputs))
+            calls.append(_Call(inputs, None if shapes in self._known else model))
+            self._known.add(shapes)
+
+        def leave(_: nn.Module, __: Any, output: Any) -> None:
+            if not calls.pop().gave_only(output):
+                self.refused.add(name)
+                self.forget([name])
+            first = name not in self.refused and place not in self._outputs[name]
+            if first and _bytes(output) <= self._free:
                 self._outputs[name][place] = output.detach().clone()
                 self._free -= _bytes(output)
 
-        return hook
+        return [
+            module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave, prepend=True),
+        ]
+
+
+class _Call:
+    """One call of a module, seen from outside: its inputs and, given a ``model``, what that holds."""
+
+    def __init__(self, inputs: list[Tensor], model: nn.Module | None) -> None:
+        self._inputs, self._model = inputs, model
+        self._versions = list(map(version_of, inputs))
+        self._held = None if model is None else held_by(model)
+
+    def gave_only(self, output: Any) -> bool:
+        """Whether ``output`` is a tensor of its own, and neither inputs nor the model were written to."""
+        if not isinstance(output, Tensor) or _storage(output) in map(_storage, self._inputs):
+            return False
+        if self._versions != list(map(version_of, self._inputs)):
+            return False
+        if self._held is None or self._model is None:
+            return True
+        now = held_by(self._model)
+        return len(now) == len(self._held) and all(
+            a is b and version == new for (a, version), (b, new) in zip(self._held, now, strict=True)
+        )
 
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _giving(output: Tensor) -> Any:
-    """A forward that gives a copy, since what follows may work in place."""
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
 
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
-        return output.clone()
+
+def _giving(module: nn.Module, output: Tensor) -> Any:
+    """A forward whose first call gives a copy of ``output``, since what follows may work in place."""
+    kept = [output]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return kept.pop().clone() if kept else type(module).forward(module, *args, **kwargs)
 
     return forward
 
@@ -113,9 +167,9 @@ class Prefix:
     """Lets a network run again on known batches from some layer on.
 
     A module has finished before a layer where it is called once in a pass and returns before the layer
-    is called; of these the outermost are remembered, and a later pass over the same batch answers for
-    them, so that only what follows is computed. The functions between modules run anew. Whoever changes a
-    module must have moved on to a layer that runs later.
+    is called; of these the outermost that only give a tensor (see :class:`Replay`) are remembered, and a
+    later pass over the same batch answers for them, so that only what follows is computed. The functions
+    between modules run anew. Whoever changes a module must have moved on to a layer that runs later.
 
     Args:
         model: any module; runs in evaluation mode without gradients.
@@ -129,9 +183,9 @@ class Prefix:
         self._finished, self._started = _order(model, example)
 
     def before(self, layer: str) -> list[str]:
-        """The outermost modules that have finished when ``layer`` is called."""
+        """The outermost modules that have finished when ``layer`` is called, and may be answered for."""
         start = self._started.get(layer, 0)
-        done = {name for name, time in self._finished.items() if time < start}
+        done = {name for name, time in self._finished.items() if time < start} - self._replay.refused
         return [name for name in done if not any(parent in done for parent in _parents(name))]
 
     @contextmanager
@@ -155,7 +209,7 @@ def _order(model: nn.Module, example: Any) -> tuple[dict[str, int], dict[str, in
     clock = iter(range(10**9))
     with ExitStack() as stack, torch.no_grad(), evaluating(model), unfused():
         for name, module in model.named_modules():
-            if not name:
+            if not name or isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                 continue
 
             def enter(_: Any, __: Any, name: str = name) -> None:

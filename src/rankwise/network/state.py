@@ -4,19 +4,50 @@ import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 
 from rankwise.errors import RankwiseError
+from rankwise.network.usage import leaves_in, tensors_in
+
+_BOOKKEEPING = frozenset(vars(nn.Module())) - {"_buffers"}
 
 
-def _restore_buffers(saved: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor | None]]) -> None:
+def attributes_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The attributes of ``module`` that not every module has, and its buffers as one of them."""
+    return ((key, value) for key, value in vars(module).items() if key not in _BOOKKEEPING)
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often ``tensor``, or what shares its memory, was changed in place; 0 where that is not counted."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def held_by(model: nn.Module) -> list[tuple[Any, int]]:
+    """Every buffer and every attribute of every module, with the version of tensors; containers opened."""
+    return [
+        (leaf, version_of(leaf) if isinstance(leaf, torch.Tensor) else 0)
+        for module in model.modules()
+        for _, value in attributes_of(module)
+        for leaf in leaves_in(value)
+    ]
+
+
+def _restore_buffers(
+    saved: list[tuple[nn.Module, dict[str, torch.Tensor | None], dict[str, torch.Tensor]]],
+) -> None:
     with torch.no_grad():
-        for module, name, buffer, value in saved:
-            if value is not None and not torch.equal(buffer, value):
-                buffer.copy_(value)
-            module._buffers[name] = buffer
+        for module, buffers, values in saved:
+            for name, value in values.items():
+                held = buffers[name]
+                if held is not None and not torch.equal(held, value):
+                    held.copy_(value)
+            for name in dict(module._buffers).keys() - buffers.keys():
+                delattr(module, name)  # also its mark as one that is not stored
+            for name, buffer in buffers.items():
+                module._buffers[name] = buffer
 
 
 def check_model(model: nn.Module) -> None:
@@ -36,18 +67,14 @@ def check_model(model: nn.Module) -> None:
 
 
 def duplicate(model: nn.Module) -> nn.Module:
-    """A deep copy of ``model``, also where a module holds a computed tensor.
+    """A deep copy of ``model``, also where a module holds a computed tensor, in a list or dict say.
 
     ``torch.nn.utils.weight_norm`` and ``spectral_norm`` keep the weight they computed in the last
-    forward pass; it has a gradient history, which ``copy.deepcopy`` alone refuses. Such tensors are
-    copied without their history.
+    forward pass, other modules activations; these have a gradient history, which ``copy.deepcopy``
+    alone refuses. Such tensors are copied without their history.
     """
-    computed = [
-        value
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, torch.Tensor) and value.grad_fn is not None
-    ]
+    held = (value for module in model.modules() for value in tensors_in(list(vars(module).values())))
+    computed = [tensor for tensor in held if tensor.grad_fn is not None]
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
@@ -56,15 +83,18 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
     """Restore on exit, whatever happens, what a forward or backward pass may change in ``model``.
 
     Restored: every module's training flag, every buffer and its values (BatchNorm counts when a
-    caller runs in training mode), parameters' ``requires_grad`` and ``grad`` (None inside), and the
-    global random number generators of torch (CPU and, when initialised, CUDA).
+    caller runs in training mode; a buffer that a pass made is removed), parameters' ``requires_grad``
+    and ``grad`` (None inside), and the global random number generators of torch (CPU and, when
+    initialised, CUDA).
     """
     training = [(module, module.training) for module in model.modules()]
     buffers = [
-        (module, name, buffer, None if buffer.is_meta else buffer.detach().clone())
+        (
+            module,
+            dict(module._buffers),
+            {n: b.detach().clone() for n, b in module._buffers.items() if b is not None and not b.is_meta},
+        )
         for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
     ]
     gradients = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []

@@ -16,6 +16,7 @@ _METADATA = frozenset(
         "storage_offset", "data_ptr", "untyped_storage", "__repr__", "is_shared", "is_pinned",
     )
 )  # fmt: skip
+_EVERYWHERE = frozenset(dir(nn.Sequential()))
 
 
 def is_metadata(func: Any, result: Any) -> bool:
@@ -37,15 +38,18 @@ class Usage:
             self.reasons.append(reason)
 
 
+def leaves_in(value: Any) -> Iterator[Any]:
+    """Everything inside nested tuples, lists and mappings that is none of these."""
+    if isinstance(value, (tuple, list, Mapping)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from leaves_in(item)
+    else:
+        yield value
+
+
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """Every tensor inside nested tuples, lists and mappings."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, Mapping):
-        yield from tensors_in(list(value.values()))
+    return (leaf for leaf in leaves_in(value) if isinstance(leaf, torch.Tensor))
 
 
 class Watch(TorchFunctionMode):
@@ -86,9 +90,9 @@ class Watch(TorchFunctionMode):
         return result
 
     def read(self, module: nn.Module, attribute: str) -> None:
-        """Note that ``module.attribute`` was looked up."""
+        """Note that ``module.attribute``, which not every module has, was looked up."""
         key = id(module)
-        if key in self._names and attribute in module._parameters and not self._running(key):
+        if key in self._names and attribute not in _EVERYWHERE and not self._running(key):
             self._note(key).object(f"its {attribute} is read outside its own forward")
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -100,6 +104,9 @@ class Watch(TorchFunctionMode):
         while self._stack and self._stack.pop() != id(module):
             pass  # a forward that raised, and whose caller went on, left its entry behind
         usage = self._note(id(module))
+        if not usage.inputs:  # it may have been noted before, when an attribute was read
+            name = self._names[id(module)]
+            self.usage[name] = self.usage.pop(name)
         values = [*args, *kwargs.values()]
         if len(values) != 1 or (kwargs and "input" not in kwargs):
             usage.object("it is called with more than its input")
@@ -112,23 +119,31 @@ class Watch(TorchFunctionMode):
 
 @contextmanager
 def watching(layers: Mapping[str, nn.Module]) -> Iterator[Watch]:
-    """Watch ``layers`` inside the block; hooks and the attribute spy come off whatever happens."""
+    """Watch ``layers`` inside the block; hooks and the attribute spies come off whatever happens."""
     watch = Watch(layers)
     plain_getattr = nn.Module.__getattr__
 
-    def spying_getattr(module: nn.Module, attribute: str) -> Any:
+    def spying_getattr(module: nn.Module, attribute: str) -> Any:  # of parameters, buffers and submodules
+        value = plain_getattr(module, attribute)
         watch.read(module, attribute)
-        return plain_getattr(module, attribute)
+        return value
+
+    def spying_getattribute(module: nn.Module, attribute: str) -> Any:  # of all that Python itself finds
+        value = object.__getattribute__(module, attribute)
+        watch.read(module, attribute)
+        return value
 
     handles = []
+    nn.Module.__getattr__ = spying_getattr  # type: ignore[method-assign] # undone on exit
+    nn.Module.__getattribute__ = spying_getattribute  # type: ignore[method-assign, assignment] # also
     try:
         for module in layers.values():
             handles.append(module.register_forward_pre_hook(watch.enter, with_kwargs=True))
             handles.append(module.register_forward_hook(watch.leave, with_kwargs=True))
-        nn.Module.__getattr__ = spying_getattr  # type: ignore[method-assign] # undone on exit
         with watch:
             yield watch
     finally:
+        del nn.Module.__getattribute__
         nn.Module.__getattr__ = plain_getattr  # type: ignore[method-assign] # undone on exit
         for handle in handles:
             handle.remove()

@@ -13,7 +13,7 @@ import torch
 from torch import distributed, nn
 
 from rankwise.errors import DataError, TrainingError
-from rankwise.network.batches import forward, output_tensor, split_batch, to_device
+from rankwise.network.batches import call, forward, output_tensor, to_device
 from rankwise.network.digest import digest
 from rankwise.network.predictions import predictions_of
 from rankwise.network.state import duplicate
@@ -273,8 +273,8 @@ class _Run:
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = to_device(batch, self.processes.device)
-        args, kwargs, _ = split_batch(self.plain, batch)
-        found = labelled(self.plain, batch, output_tensor(self.wrapped(*args, **kwargs)), self.settings.task)
+        output = output_tensor(call(self.plain, batch, self.wrapped))
+        found = labelled(self.plain, batch, output, self.settings.task)
         teacher = None
         if self.teacher is not None and self.settings.mix > 0:
             with torch.no_grad(), self.processes.autocast():
