@@ -150,6 +150,31 @@ def test_batches_and_outputs_of_other_forms(form: str) -> None:
     assert done.criterion == "kl" and done.after < done.before
 
 
+class Scaled(nn.Module):
+    """Takes an argument that is no example's."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return self.net(pixels) * scale.prod()
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(2.0), torch.tensor([2.0, 0.5, 1.0])])
+def test_of_a_single_batch_only_examples_are_divided(scale: torch.Tensor) -> None:
+    original, model = (Scaled(net) for net in pair())
+    done = distill_(model, original, [(images()[0], scale)], **QUICK)
+    assert done.after < done.before
+
+
+def test_batches_made_in_inference_mode_are_trained_on() -> None:
+    with torch.inference_mode():
+        data = [x.clone() for x in images()]
+    original, model = pair()
+    assert distill_(model, original, data, **QUICK).after == distill_(*pair()[::-1], images(), **QUICK).after
+
+
 def test_a_regressor_is_matched_in_its_values() -> None:
     original, model = pair(outputs=1)
     done = distill_(model, original, images(), **QUICK)
