@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 import rankwise
 from rankwise import Budget, compress, compression, plan_of
 from rankwise.errors import BudgetError, CalibrationError, RankwiseError, UnknownNameError
+from rankwise.models import load_model
+from rankwise.recovery.checkpoint import own_randomness, seed_all
 from rankwise.settings import Settings
 
 
@@ -257,3 +260,68 @@ def test_apply_does_again_what_the_plan_says() -> None:
     again = rankwise.apply(done.plan, model, batches())
     with torch.no_grad():
         assert torch.equal(again(batches()[0]), done.model(batches()[0]))
+
+
+def test_apply_inside_inference_mode_gives_the_same_network() -> None:
+    model = small_cnn()
+    done = compression(model, batches(6), Budget(params=0.6), method=rankwise.Automatic("fast"))
+    with torch.inference_mode():
+        again = rankwise.apply(done.plan, model, batches(6))
+    assert not any(parameter.is_inference() for parameter in again.parameters())
+    with torch.no_grad():
+        assert torch.equal(again(batches()[0]), done.model(batches()[0]))
+
+
+@pytest.mark.parametrize("method", ["svd", rankwise.Automatic("fast")])
+def test_a_loader_leaves_the_random_generators_alone(method: Any) -> None:
+    model, loader = small_cnn(), DataLoader(torch.cat(batches(4)), 8)
+    before = torch.get_rng_state()
+    done = compression(model, loader, Budget(params=0.8), method=method)
+    assert torch.equal(before, torch.get_rng_state())
+    rankwise.apply(done.plan, model, loader)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="nothing is queued once CUDA is initialised")
+def test_the_seed_that_cuda_will_start_from_is_left_alone() -> None:
+    model = small_cnn()
+    torch.manual_seed(123)
+    queued = list(torch.cuda._lazy_seed_tracker.get_calls())
+    compress(model, batches(), Budget(params=0.8), method="svd")
+    load_model("digits_cnn")
+    with own_randomness():
+        seed_all(7)
+    assert torch.cuda._lazy_seed_tracker.get_calls() == queued
+
+
+@pytest.mark.parametrize("method", ["asymmetric", "interpolative+pca"])
+def test_an_iterator_is_kept_for_methods_that_read_it_again(method: str) -> None:
+    data = batches(6)
+    options: dict[str, Any] = {"budget": Budget(macs=0.5), "method": method, "example": data[0]}
+    found = [compress(small_cnn(), given, **options) for given in (iter(data), data)]
+    with torch.no_grad():
+        assert torch.equal(found[0](data[0]), found[1](data[0]))
+
+
+def test_the_result_is_judged_in_evaluation_mode() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)).train()
+    one = torch.randn(1, 48)  # of which no BatchNorm in training mode can be computed
+    assert compress(model, [one], Budget(params=0.6), method="svd").training
+
+
+@pytest.mark.parametrize("method", ["svd", rankwise.Automatic("fast")])
+def test_classes_that_the_model_rules_out_may_be_infinite(method: Any) -> None:
+    class Masked(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.body, self.value = small_cnn(), value
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x).masked_fill(torch.arange(10) == 3, self.value)
+
+    options: dict[str, Any] = {"budget": Budget(params=0.8), "method": method}
+    small = compress(Masked(-torch.inf), batches(6), **options)
+    assert torch.isfinite(small(batches()[0])).all(0).sum() == 9
+    with pytest.raises(CalibrationError, match="NaN"):
+        compress(Masked(torch.nan), batches(6), **options)

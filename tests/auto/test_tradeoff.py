@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tests.network.skip_net import SkipNet, images
+from torch.utils.data import DataLoader
 
 import rankwise
 from rankwise.errors import RankwiseError
@@ -23,6 +24,14 @@ def test_the_curve_has_exact_costs_and_rises_as_less_is_kept() -> None:
     assert predicted == sorted(predicted)
     assert points[-1].kl > points[0].kl
     assert np.isfinite([p.kl for p in points]).all()
+
+
+def test_random_generators_are_left_alone() -> None:
+    model, loader = SkipNet().eval(), DataLoader(torch.cat([images(16, seed) for seed in range(4)]), 16)
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    rankwise.tradeoff(model, loader, "params", (0.8,), effort="fast")
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_fractions_are_checked() -> None:

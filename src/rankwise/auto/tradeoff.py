@@ -15,7 +15,7 @@ from rankwise.errors import BudgetError, RankwiseError
 from rankwise.factorise import Survey
 from rankwise.network import Cost, model_cost
 from rankwise.network.batches import first_batch
-from rankwise.network.state import preserved
+from rankwise.network.state import preserved, seeded
 from rankwise.progress import Progress, silent
 from rankwise.recovery.holdout import hold_out
 
@@ -73,15 +73,15 @@ def tradeoff(
     """
     if wrong := [f for f in fractions if not 0 < f <= 1]:
         raise RankwiseError(f"The fraction {wrong[0]!r} was given; allowed are numbers in (0, 1].")
-    example = first_batch(calibration) if example is None else example
-    cost, level = model_cost(model, example), get_effort(effort)
-    fit, _ = hold_out(calibration)
+    level = get_effort(effort)
+    points = []
     auto = AutoStage(
         allocator=get_allocator("knapsack"), limits={}, effort=effort, seed=seed, progress=progress
     )
-    points = []
-    with torch.inference_mode(False), preserved(model), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.inference_mode(False), preserved(model), seeded(seed):
+        example = first_batch(calibration) if example is None else example
+        cost = model_cost(model, example)
+        fit, _ = hold_out(calibration)
         stage, survey = auto.surveyed(model, example, fit, level)
         single, joint = auto.measured(stage, survey, level, model, fit)
         for fraction in fractions:

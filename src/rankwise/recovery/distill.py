@@ -23,6 +23,7 @@ from rankwise.network.batches import (
 )
 from rankwise.network.state import preserved, unfused
 from rankwise.progress import Progress, silent
+from rankwise.recovery.divergence import examples_in
 from rankwise.recovery.holdout import Divisible, settled
 from rankwise.recovery.imitation import (
     Criterion,
@@ -257,8 +258,8 @@ class _Run:
         total, rows = 0.0, 0
         for batch, expected in zip(self.held, self.expected, strict=True):
             found = self._forward(self.model, batch)
-            total += float(output_loss(expected, found, self.criterion)) * len(expected)
-            rows += len(expected)
+            count = examples_in(expected)
+            total, rows = total + float(output_loss(expected, found, self.criterion)) * count, rows + count
         return total / rows if isfinite(total) else inf
 
     def _state(self) -> list[Tensor]:

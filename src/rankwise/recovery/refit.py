@@ -31,6 +31,7 @@ from rankwise.recovery.regression import Regression, Subject
 from rankwise.recovery.wanted import Pair, Wanted, shared_batchnorm
 from rankwise.statistics import LayerStatistics, Statistic, collect
 from rankwise.statistics.accumulate import Accumulator
+from rankwise.statistics.collect import naming_batch
 
 Tensor = torch.Tensor
 Sums = tuple[LayerStatistics, LayerStatistics | None, LayerStatistics]
@@ -116,7 +117,7 @@ def refit_(
     Raises:
         CalibrationError: no batches, or NaN or infinite values, with the layer.
     """
-    with unfused(), preserved(original), evaluating(original), evaluating(model):
+    with torch.inference_mode(False), unfused(), preserved(original), evaluating(original), evaluating(model):
         return _Run(model, original, batches, layers, settings or Refit()).all(progress)
 
 
@@ -219,7 +220,8 @@ class _Run:
                 if first.batchnorm not in pairs:
                     pairs[first.batchnorm] = shared_batchnorm(self.original, self.model, first, second)
                 target = wanted.target(first, second, pairs[first.batchnorm])
-                sums[part].update(second.input, target, None, target)
+                with naming_batch(max(place, ~place)):
+                    sums[part].update(second.input, target, None, target)
         plain, both, held = (sums[part].finish(examples[part]) for part in sums)
         if both.positions <= 0:
             return plain, None, held

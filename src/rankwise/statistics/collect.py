@@ -1,6 +1,7 @@
 """One streaming pass over calibration batches that collects what the methods ask for."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -103,6 +104,15 @@ def collect(
     return all_reduce(found)
 
 
+@contextmanager
+def naming_batch(index: int) -> Iterator[None]:
+    """A CalibrationError raised inside says which of the calibration batches it is about."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise CalibrationError(f"In calibration batch {index}: {str(error).rstrip('.')}.") from error
+
+
 def _sized(batches: Iterable[Any]) -> tuple[Iterable[Any], int | None]:
     """``batches`` again, not read further than its first, and how many examples it holds, if it tells."""
     iterator = iter(batches)
@@ -170,12 +180,8 @@ class _Run:
             batch = detached(to_device(batch, device))
             weights = self._weights(batch, count - 1)
             examples += batch_size(batch) if weights is None else float(weights.sum())
-            try:
+            with naming_batch(count - 1):
                 self._batch(sums, batch, weights, loss)
-            except CalibrationError as error:
-                raise CalibrationError(
-                    f"In calibration batch {count - 1}: {str(error).rstrip('.')}."
-                ) from error
             tell(count)
         if count == 0 and not is_distributed():
             raise CalibrationError("The calibration loader is empty: it gave no batch; it must give one.")
