@@ -325,3 +325,43 @@ def test_classes_that_the_model_rules_out_may_be_infinite(method: Any) -> None:
     assert torch.isfinite(small(batches()[0])).all(0).sum() == 9
     with pytest.raises(CalibrationError, match="NaN"):
         compress(Masked(torch.nan), batches(6), **options)
+
+
+class Detached(nn.Module):
+    """A body that no gradient reaches, below a head, beside a second output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.other = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 12)
+        self.last = nn.Linear(32, 8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.body(x).relu().detach()
+        return self.last(self.head(x).relu()), self.other(x)
+
+
+@pytest.mark.parametrize("method", ["kfac", "hessian", rankwise.Automatic("fast")])
+def test_what_no_gradient_reaches_is_left_by_methods_that_need_one(method: Any) -> None:
+    model = Detached()
+    data = list(torch.randn(6, 40, 16, generator=torch.Generator().manual_seed(1)))
+    plan = plan_of(compress(model, data, Budget(params=0.75), method=method))
+    assert {edit.target for edit in plan.changes()} <= {"head", "last"} and plan.changes()
+    reasons = {edit.target: edit.reason for edit in plan.edits if edit.op == "keep"}
+    for name in ("body", "other"):
+        assert reasons[name] == "no gradient of the compared output reached it"
+    none = NoGradient(nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 8)))
+    with pytest.raises(BudgetError, match="smallest reachable"):
+        compress(none, data, Budget(params=0.5), method=method)
+    both = compress(model, data, Budget(params=0.4), method="whitened")
+    assert {edit.target for edit in plan_of(both).changes()} & {"body", "other"}
+
+
+class NoGradient(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)

@@ -243,3 +243,16 @@ def test_blends_are_further_examples_to_fit_on() -> None:
         found.append(torch.cat([p.flatten() for p in model.parameters()]))
     torch.testing.assert_close(found[0], found[1])
     assert not torch.allclose(found[0], found[2], rtol=1e-3)
+
+
+def test_what_no_gradient_reaches_is_refitted_without_one() -> None:
+    class Detached(SkipNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.flatten(self.second(self.first(self.stem(x))).mean((2, 3)), 1).detach())
+
+    torch.manual_seed(0)
+    original = Detached().double().eval()
+    models = [factorised(original, {"first.conv1": 3}) for _ in range(2)]
+    for model, gradient in zip(models, (True, False), strict=True):
+        refit_(model, original, batches(), settings=Refit(gradient=gradient))
+    assert all(map(torch.equal, *(list(model.parameters()) for model in models)))

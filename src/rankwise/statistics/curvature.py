@@ -255,6 +255,8 @@ def _products(
 
     with hooked(model, probes, remember), torch.enable_grad():
         summed = total(forward(model, batch))
+    if not summed.requires_grad:
+        return  # no layer's gradient reaches the output
     leaves = [leaf for calls in seen.values() for leaf in calls]
     slopes: Sequence[Tensor | None] = torch.autograd.grad(summed, leaves, allow_unused=True)
     slope = dict(zip(map(id, leaves), slopes, strict=True))
