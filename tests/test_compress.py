@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 import rankwise
 from rankwise import Budget, compress, compression, plan_of
 from rankwise.errors import BudgetError, CalibrationError, RankwiseError, UnknownNameError
+from rankwise.models import load_model
+from rankwise.recovery.checkpoint import own_randomness, seed_all
 from rankwise.settings import Settings
 
 
@@ -279,3 +282,108 @@ def test_apply_does_again_what_the_plan_says() -> None:
     again = rankwise.apply(done.plan, model, batches())
     with torch.no_grad():
         assert torch.equal(again(batches()[0]), done.model(batches()[0]))
+
+
+def test_apply_inside_inference_mode_gives_the_same_network() -> None:
+    model = small_cnn()
+    done = compression(model, batches(6), Budget(params=0.6), method=rankwise.Automatic("fast"))
+    with torch.inference_mode():
+        again = rankwise.apply(done.plan, model, batches(6))
+    assert not any(parameter.is_inference() for parameter in again.parameters())
+    with torch.no_grad():
+        assert torch.equal(again(batches()[0]), done.model(batches()[0]))
+
+
+@pytest.mark.parametrize("method", ["svd", rankwise.Automatic("fast")])
+def test_a_loader_leaves_the_random_generators_alone(method: Any) -> None:
+    model, loader = small_cnn(), DataLoader(torch.cat(batches(4)), 8)
+    before = torch.get_rng_state()
+    done = compression(model, loader, Budget(params=0.8), method=method)
+    assert torch.equal(before, torch.get_rng_state())
+    rankwise.apply(done.plan, model, loader)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="nothing is queued once CUDA is initialised")
+def test_the_seed_that_cuda_will_start_from_is_left_alone() -> None:
+    model = small_cnn()
+    torch.manual_seed(123)
+    queued = list(torch.cuda._lazy_seed_tracker.get_calls())
+    compress(model, batches(), Budget(params=0.8), method="svd")
+    load_model("digits_cnn")
+    with own_randomness():
+        seed_all(7)
+    assert torch.cuda._lazy_seed_tracker.get_calls() == queued
+
+
+@pytest.mark.parametrize("method", ["asymmetric", "interpolative+pca"])
+def test_an_iterator_is_kept_for_methods_that_read_it_again(method: str) -> None:
+    data = batches(6)
+    options: dict[str, Any] = {"budget": Budget(macs=0.5), "method": method, "example": data[0]}
+    found = [compress(small_cnn(), given, **options) for given in (iter(data), data)]
+    with torch.no_grad():
+        assert torch.equal(found[0](data[0]), found[1](data[0]))
+
+
+def test_the_result_is_judged_in_evaluation_mode() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)).train()
+    one = torch.randn(1, 48)  # of which no BatchNorm in training mode can be computed
+    assert compress(model, [one], Budget(params=0.6), method="svd").training
+
+
+@pytest.mark.parametrize("method", ["svd", rankwise.Automatic("fast")])
+def test_classes_that_the_model_rules_out_may_be_infinite(method: Any) -> None:
+    class Masked(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.body, self.value = small_cnn(), value
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x).masked_fill(torch.arange(10) == 3, self.value)
+
+    options: dict[str, Any] = {"budget": Budget(params=0.8), "method": method}
+    small = compress(Masked(-torch.inf), batches(6), **options)
+    assert torch.isfinite(small(batches()[0])).all(0).sum() == 9
+    with pytest.raises(CalibrationError, match="NaN"):
+        compress(Masked(torch.nan), batches(6), **options)
+
+
+class Detached(nn.Module):
+    """A body that no gradient reaches, below a head, beside a second output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.other = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 12)
+        self.last = nn.Linear(32, 8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.body(x).relu().detach()
+        return self.last(self.head(x).relu()), self.other(x)
+
+
+@pytest.mark.parametrize("method", ["kfac", "hessian", rankwise.Automatic("fast")])
+def test_what_no_gradient_reaches_is_left_by_methods_that_need_one(method: Any) -> None:
+    model = Detached()
+    data = list(torch.randn(6, 40, 16, generator=torch.Generator().manual_seed(1)))
+    plan = plan_of(compress(model, data, Budget(params=0.75), method=method))
+    assert {edit.target for edit in plan.changes()} <= {"head", "last"} and plan.changes()
+    reasons = {edit.target: edit.reason for edit in plan.edits if edit.op == "keep"}
+    for name in ("body", "other"):
+        assert reasons[name] == "no gradient of the compared output reached it"
+    none = NoGradient(nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 8)))
+    with pytest.raises(BudgetError, match="smallest reachable"):
+        compress(none, data, Budget(params=0.5), method=method)
+    both = compress(model, data, Budget(params=0.4), method="whitened")
+    assert {edit.target for edit in plan_of(both).changes()} & {"body", "other"}
+
+
+class NoGradient(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)

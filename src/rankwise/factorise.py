@@ -26,6 +26,8 @@ from rankwise.threads import in_threads
 Batches = Iterable[Any]
 Offers = Sequence[tuple[Method, Candidates]]
 Pick = tuple[Layer, Method, Choice]
+SENSITIVITIES = frozenset[Statistic](("gradient", "curvature"))
+"""What says nothing of a layer that no gradient of the output reaches."""
 _ROOT = "it is the model itself, which cannot be replaced inside itself: wrap it in nn.Sequential"
 
 
@@ -249,17 +251,22 @@ class Factorisation(Stage):
         statistics: Mapping[str, LayerStatistics],
     ) -> tuple[list[Options], dict[str, str]]:
         kept: dict[str, str] = {}
+        usable = dict(able)
         reached = []
         for layer in layers:
             known = statistics.get(layer.name)
+            if known is not None and known.without_gradient:
+                usable[layer.name] = [m for m in able[layer.name] if not m.requires & SENSITIVITIES]
             if known is not None and known.positions <= 0:
                 kept[layer.name] = "no calibration example reached it"
-            elif able[layer.name]:
+            elif usable[layer.name]:
                 reached.append(layer)
+            elif able[layer.name]:
+                kept[layer.name] = "no gradient of the compared output reached it"
 
         def offers_for(layer: Layer) -> Offers:
             known = statistics.get(layer.name)
-            found = [(method, method.candidates(layer, known)) for method in able[layer.name]]
+            found = [(method, method.candidates(layer, known)) for method in usable[layer.name]]
             return [(method, candidates) for method, candidates in found if len(candidates)]
 
         with self.watch("decompose"):

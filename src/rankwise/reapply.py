@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import nn
 
 from rankwise.allocation import get_allocator
@@ -50,11 +51,10 @@ def apply(
         PlanError: the plan does not fit the model.
         CalibrationError: a method of the plan needs calibration batches and none were given.
     """
-    example = first_batch(calibration) if example is None else example
-    calibration = reusable(calibration)
-    work = duplicate(model)
     edits: list[Edit] = []
-    with preserved(model):
+    with torch.inference_mode(False), preserved(model):
+        example = first_batch(calibration) if example is None else example
+        calibration, work = reusable(calibration), duplicate(model)
         for step in plan.steps():
             edits += _Step(calibration, example, seed, max_memory).do_(work, step)
     final = model_cost(work, example).as_dict()

@@ -74,6 +74,13 @@ class Settings:
         """The recipe of two methods, such as "interpolative+pca", if that is what is asked for."""
         return self.method if isinstance(self.method, str) and "+" in self.method else None
 
+    @property
+    def rereads(self) -> bool:
+        """Whether the batches are read more than once, where memory is not limited."""
+        if self.recipe or self.automatic or self.recovery:
+            return True
+        return any(getattr(method, "sequential", False) for method in methods_of(self.method))
+
     def folds(self, budget: Budget) -> bool:
         """Whether BatchNorm is folded first."""
         given = self.fold_batchnorm

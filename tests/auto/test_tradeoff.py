@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests.network.skip_net import SkipNet, images
 from torch import nn
+from torch.utils.data import DataLoader
 
 import rankwise
 from rankwise.errors import RankwiseError
@@ -48,3 +49,11 @@ def test_what_is_given_is_checked(wrong: dict[str, Any], said: str) -> None:
     given = {"model": SkipNet(), "calibration": [images(2)], "fractions": (0.5,), "effort": "fast"} | wrong
     with pytest.raises(RankwiseError, match=said):
         rankwise.tradeoff(**given)
+
+
+def test_random_generators_are_left_alone() -> None:
+    model, loader = SkipNet().eval(), DataLoader(torch.cat([images(16, seed) for seed in range(4)]), 16)
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    rankwise.tradeoff(model, loader, "params", (0.8,), effort="fast")
+    assert torch.equal(before, torch.get_rng_state())

@@ -1,17 +1,21 @@
 from collections import namedtuple
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from rankwise.errors import CalibrationError
 from rankwise.network import model_cost
 from rankwise.network.batches import (
     batch_size,
+    detached,
     first_batch,
     forward,
+    length_of,
     output_tensor,
     split_batch,
     tensors_of,
@@ -103,6 +107,8 @@ def test_logits_come_first_and_nested_outputs_are_searched() -> None:
     assert output_tensor({"aux": Y, "logits": X}) is X
     assert output_tensor(({"aux": None, "logits": X}, [Y])) is X
     assert output_tensor([None, [X, Y]]) is X
+    assert output_tensor((X.argmax(1), {"aux": Y, "logits": X})) is X  # numbers before decisions
+    assert output_tensor(index := X.argmax(1)) is index
 
 
 @pytest.mark.parametrize("output", [None, 3, [], {"a": 1}, [[None], {}]])
@@ -127,6 +133,26 @@ def test_moving_keeps_the_container() -> None:
     assert isinstance(moved, Pair) and moved.image.is_meta and moved.label.is_meta
     assert [t.is_meta for t in to_device([X, Y], meta)] == [True, True]
     assert to_device("text", meta) == "text"
+
+
+def test_tensors_that_a_backward_pass_may_use() -> None:
+    with torch.inference_mode():
+        made = Pair(X.clone(), "a")
+    free = detached(made)
+    assert isinstance(free, Pair) and not free.image.is_inference() and free.label == "a"
+    wanted = {"a": X.clone().requires_grad_(), "b": 1}
+    assert not detached(wanted)["a"].requires_grad and wanted["a"].requires_grad
+    assert detached(plain := [X, Y]) is plain
+
+
+def test_lengths() -> None:
+    stream = DataLoader(Numbers(), batch_size=2)
+    assert length_of([X, Y]) == 2 and length_of(iter([X])) is None and length_of(stream) is None
+
+
+class Numbers(IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(4))
 
 
 def test_first_batch() -> None:

@@ -150,6 +150,42 @@ def test_batches_and_outputs_of_other_forms(form: str) -> None:
     assert done.criterion == "kl" and done.after < done.before
 
 
+class Scaled(nn.Module):
+    """Takes an argument that is no example's."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return self.net(pixels) * scale.prod()
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(2.0), torch.tensor([2.0, 0.5, 1.0])])
+def test_of_a_single_batch_only_examples_are_divided(scale: torch.Tensor) -> None:
+    original, model = (Scaled(net) for net in pair())
+    done = distill_(model, original, [(images()[0], scale)], **QUICK)
+    assert done.after < done.before
+
+
+def test_batches_made_in_inference_mode_are_trained_on() -> None:
+    with torch.inference_mode():
+        data = [x.clone() for x in images()]
+    original, model = pair()
+    assert distill_(model, original, data, **QUICK).after == distill_(*pair()[::-1], images(), **QUICK).after
+
+
+def test_a_network_with_one_number_for_all_examples_is_matched() -> None:
+    original, model = (nn.Sequential(net, Mean()) for net in pair())
+    done = distill_(model, original, images(), **QUICK)
+    assert done.criterion == "mse" and done.after < done.before
+
+
+class Mean(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.square().mean()
+
+
 def test_a_regressor_is_matched_in_its_values() -> None:
     original, model = pair(outputs=1)
     done = distill_(model, original, images(), **QUICK)
@@ -165,6 +201,12 @@ def test_losses_against_formulas() -> None:
     assert float(output_loss(a, b, "kl", 3.0)) == pytest.approx(float(expected), rel=1e-5)
     spread = ((a - a.mean(0)) ** 2).mean()
     assert float(relative_error(a, b)) == pytest.approx(float(((a - b) ** 2).mean() / spread), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8), (1, 1), ()])
+def test_the_error_of_a_single_example_is_relative_to_its_size(shape: tuple[int, ...]) -> None:
+    a = torch.rand(shape, generator=torch.Generator().manual_seed(2)) + 0.5
+    assert float(relative_error(a, 1.1 * a)) == pytest.approx(0.01, rel=1e-4)
 
 
 def test_blocks_are_what_both_networks_have_in_one_shape() -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from rankwise.errors import CalibrationError
 from rankwise.recovery.divergence import Deviation, deviation, divergence, nearest
+from rankwise.recovery.imitation import output_loss
 
 
 class Shaped(nn.Module):
@@ -103,3 +104,34 @@ def test_outputs_that_are_not_finite_are_never_nearest() -> None:
 
 def test_one_example_can_decide() -> None:
     assert nearest([of([0.2], square=1.0), of([0.1], square=2.0)]) == 1
+
+
+def test_classes_that_both_rule_out_add_nothing() -> None:
+    def ruled_out(y: torch.Tensor) -> torch.Tensor:
+        return y.masked_fill(torch.arange(y.shape[1]) == 1, -torch.inf)
+
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(2))
+    original, model = (Shaped(seed, 4, ruled_out) for seed in (0, 1))
+    found = deviation(model, original, [x])
+    z, y = (network.linear(x).detach().double().numpy()[:, [0, 2, 3]] for network in (original, model))
+    p, q = (np.exp(v) / np.exp(v).sum(-1, keepdims=True) for v in (z, y))
+    np.testing.assert_allclose(found.divergences, (p * np.log(p / q)).sum(1), rtol=1e-6)
+    assert torch.isfinite(found.squares).all()
+    loss = output_loss(original(x), model(x), "kl")
+    loss.backward()
+    assert loss.item() == pytest.approx(found.divergence, rel=1e-5)
+    assert torch.isfinite(model.linear.weight.grad).all()
+    never = Shaped(1, 4, lambda y: y.masked_fill(torch.arange(4) == 2, -torch.inf))
+    assert divergence(never, original, [x]) == float("inf")
+
+
+def test_outputs_of_other_kinds() -> None:
+    x = torch.randn(7, 6, generator=torch.Generator().manual_seed(2))
+    original, model = (Shaped(seed, 3, lambda y: y.mean()) for seed in (0, 1))
+    expected = (original(x) - model(x)).item() ** 2
+    assert divergence(model, original, [x]) == pytest.approx(expected)  # one number for all examples
+    original, model = (Shaped(seed, 3, lambda y: y > 0) for seed in (0, 1))
+    wrong = (original(x) != model(x)).double().mean()
+    assert divergence(model, original, [x, x[:0]]) == pytest.approx(float(wrong))
+    with pytest.raises(CalibrationError, match="without batches of examples"):
+        divergence(model, original, [x[:0]])

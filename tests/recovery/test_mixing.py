@@ -11,6 +11,7 @@ from rankwise.recovery.mixing import mixed
 
 X = torch.arange(12.0).view(4, 3)
 LABELS = torch.tensor([0, 1, 0, 1])
+CAUSAL = torch.full((4, 4), -torch.inf).triu(1)  # as many rows as there are examples
 
 
 class Two(nn.Module):
@@ -48,8 +49,8 @@ def test_labels_are_left_out_and_every_input_is_blended_alike() -> None:
 
 @pytest.mark.parametrize(
     "batch",
-    [LABELS, (X, LABELS), X[:1], (X, torch.tensor(2.0)), (X, X[:2])],
-    ids=["tokens", "a mask", "one example", "a scale of no dimension", "other lengths"],
+    [LABELS, (X, LABELS), X[:1], (X, torch.tensor(2.0)), (X, X[:2]), (X, CAUSAL)],
+    ids=["tokens", "a mask", "one example", "a scale of no dimension", "other lengths", "a mask of numbers"],
 )
 def test_what_cannot_be_blended_is_left(batch: Any) -> None:
     assert mixed(Two() if isinstance(batch, tuple) else nn.Identity(), batch, 0.35) is None

@@ -202,6 +202,19 @@ def test_no_batches_and_nan_are_errors() -> None:
         refit_(copy.deepcopy(original), original, [])
     with pytest.raises(CalibrationError, match="NaN"):
         refit_(copy.deepcopy(original), original, [images(2).double() * float("nan")])
+    data = [*batches(4), images(2).double() * float("nan")]  # the last one is held out
+    with pytest.raises(CalibrationError, match="In calibration batch 4: the output of layer 'stem'"):
+        refit_(copy.deepcopy(original), original, data)
+
+
+def test_inside_inference_mode_it_is_the_same() -> None:
+    original = net()
+    models = [factorised(original, {"first.conv1": 3, "second.conv1": 3}) for _ in range(2)]
+    refit_(models[0], original, batches())
+    with torch.inference_mode():
+        refit_(models[1], original, batches())
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(one, other) and not other.is_inference()
 
 
 def test_compress_does_it() -> None:
@@ -230,3 +243,16 @@ def test_blends_are_further_examples_to_fit_on() -> None:
         found.append(torch.cat([p.flatten() for p in model.parameters()]))
     torch.testing.assert_close(found[0], found[1])
     assert not torch.allclose(found[0], found[2], rtol=1e-3)
+
+
+def test_what_no_gradient_reaches_is_refitted_without_one() -> None:
+    class Detached(SkipNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.flatten(self.second(self.first(self.stem(x))).mean((2, 3)), 1).detach())
+
+    torch.manual_seed(0)
+    original = Detached().double().eval()
+    models = [factorised(original, {"first.conv1": 3}) for _ in range(2)]
+    for model, gradient in zip(models, (True, False), strict=True):
+        refit_(model, original, batches(), settings=Refit(gradient=gradient))
+    assert all(map(torch.equal, *(list(model.parameters()) for model in models)))

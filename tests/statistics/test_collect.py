@@ -373,3 +373,22 @@ def test_the_model_is_left_as_it_was(make: Callable[[], nn.Module], batches: lis
         if expected is not None:
             assert torch.equal(parameter.grad, expected)  # type: ignore[arg-type]
     assert torch.is_grad_enabled()
+
+
+def test_inputs_that_require_gradients_get_none(model: nn.Module, batches: list[torch.Tensor]) -> None:
+    wanted = [batch.clone().requires_grad_() for batch in batches]
+    layers = layers_of(model, batches)
+    found = collect(model, layers, wanted, wanting(layers, "gradient"))
+    same = collect(model, layers, batches, wanting(layers, "gradient"))
+    assert all(batch.grad is None and batch.requires_grad for batch in wanted)
+    assert all(torch.equal(found[n].gradient_square, same[n].gradient_square) for n in found)
+
+
+def test_inside_inference_mode_it_is_the_same(model: nn.Module, batches: list[torch.Tensor]) -> None:
+    layers = layers_of(model, batches)
+    expected = collect(model, layers, batches, wanting(layers, "input", "gradient"))
+    with torch.inference_mode():
+        found = collect(model, layers, [b.clone() for b in batches], wanting(layers, "input", "gradient"))
+    for name, statistics in expected.items():
+        assert torch.equal(found[name].gradient_square, statistics.gradient_square)
+        assert not any(tensor.is_inference() for tensor in found[name].tensors().values())

@@ -181,9 +181,8 @@ class AutoStage(Stage):
     ) -> Iterator[Finalist]:
         """Narrower channels by interpolative decomposition, which are faster wherever MACs are not."""
         model = duplicate(original)
-        edits = self._narrowing(original, fit, level.points and level.examples).run_(
-            model, original, example, fit, cost
-        )
+        stage = self._narrowing(original, fit, level.points and level.examples)
+        edits = stage.run_(model, original, example, fit, cost)
         yield self._refitted("narrowed", model, original, edits, fit, held)
 
     def _narrowing(self, original: nn.Module, fit: Part, examples: int) -> Narrowing:

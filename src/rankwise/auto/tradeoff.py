@@ -15,7 +15,7 @@ from rankwise.errors import BudgetError, CalibrationError, RankwiseError, Unknow
 from rankwise.factorise import Survey
 from rankwise.network import Cost, model_cost
 from rankwise.network.batches import first_batch
-from rankwise.network.state import check_model, preserved
+from rankwise.network.state import check_model, preserved, seeded
 from rankwise.progress import Progress, silent
 from rankwise.recovery.holdout import hold_out
 
@@ -81,19 +81,19 @@ def tradeoff(
     level = get_effort(effort)
     if calibration is None:
         raise CalibrationError("The trade-off needs calibration batches to measure with; none were given.")
-    example = first_batch(calibration) if example is None else example
-    cost = model_cost(model, example)
-    if not (cost.params and cost.macs):
-        raise RankwiseError(
-            f"The model has {cost.params:,} parameters and {cost.macs:,} MACs; allowed are models with both."
-        )
-    fit, _ = hold_out(calibration)
+    points = []
     auto = AutoStage(
         allocator=get_allocator("knapsack"), limits={}, effort=effort, seed=seed, progress=progress
     )
-    points = []
-    with torch.inference_mode(False), preserved(model), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.inference_mode(False), preserved(model), seeded(seed):
+        example = first_batch(calibration) if example is None else example
+        cost = model_cost(model, example)
+        if not (cost.params and cost.macs):
+            raise RankwiseError(
+                f"The model has {cost.params:,} parameters and {cost.macs:,} MACs; "
+                "allowed are models with both."
+            )
+        fit, _ = hold_out(calibration)
         stage, survey = auto.surveyed(model, example, fit, level)
         single, joint = auto.measured(stage, survey, level, model, fit)
         for fraction in fractions:

@@ -19,6 +19,7 @@ from rankwise.experiments.workbench import Workbench, digest, locked
 from rankwise.files import write_atomically
 from rankwise.models import LoadedModel, load_model, load_weights_, train_classifier_
 from rankwise.network import find_layers
+from rankwise.network.state import seeded
 from rankwise.progress import Progress, silent
 
 NETWORKS, STATISTICS = "networks", "statistics"
@@ -127,8 +128,7 @@ def _train_(module: nn.Module, setting: Setting, data: DataSet, folder: Path, pr
     path = folder / f"{name}.safetensors"
     with locked(folder / f"{name}.lock"):
         if not path.exists():
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with seeded(seed):
                 if how.each_seed:
                     module.load_state_dict(load_model(setting.model, seed=seed).module.state_dict())
                 split = data.training() if how.examples is None else data.calibration(how.examples, seed)

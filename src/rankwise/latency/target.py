@@ -2,7 +2,6 @@
 
 import importlib.util
 import platform
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 
 from rankwise.errors import BudgetError
-from rankwise.network.batches import batch_size, to_device
+from rankwise.network.batches import batch_size, mapped, to_device
 from rankwise.network.device import device_named
 from rankwise.network.state import duplicate
 
@@ -81,14 +80,14 @@ class Target:
         """The batch to time with: the examples of ``example``, repeated or cut to ``batch_size``."""
         size = batch_size(example)
 
-        def fit(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor) or value.ndim == 0 or value.shape[0] != size:
+        def fit(value: torch.Tensor) -> torch.Tensor:
+            if value.ndim == 0 or value.shape[0] != size:
                 return value
             many = value.repeat(ceil(self.batch_size / size), *[1] * (value.ndim - 1))
             chosen = many[: self.batch_size].contiguous()
             return chosen.to(DTYPES[self.dtype]) if self.dtype and chosen.is_floating_point() else chosen
 
-        return to_device(_mapped(example, fit), torch.device(self.device))
+        return to_device(mapped(example, fit), torch.device(self.device))
 
     def machine(self) -> dict[str, str]:
         """What times depend on beside the network: processor or GPU, and versions."""
@@ -100,18 +99,6 @@ class Target:
         if torch.device(self.device).type == "cuda":
             found["gpu"] = torch.cuda.get_device_name(self.device)
         return found
-
-
-def _mapped(batch: Any, change: Any) -> Any:
-    """``batch`` with every entry changed, in the same kind of container."""
-    if isinstance(batch, torch.Tensor):
-        return change(batch)
-    if isinstance(batch, Mapping):
-        return {key: change(value) for key, value in batch.items()}
-    if isinstance(batch, Sequence) and not isinstance(batch, str):
-        values = [change(value) for value in batch]
-        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)  # type: ignore[call-arg] # namedtuple
-    return batch
 
 
 def _processor() -> str:

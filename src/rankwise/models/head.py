@@ -5,7 +5,7 @@ from torch import nn
 
 from rankwise.errors import RankwiseError
 from rankwise.network.batches import output_tensor
-from rankwise.network.state import preserved
+from rankwise.network.state import preserved, seeded
 from rankwise.network.surgery import replace_
 
 
@@ -22,8 +22,7 @@ def replace_head_(module: nn.Module, classes: int, example: torch.Tensor | None,
     if example is not None:
         with preserved(module), torch.no_grad():
             outputs = output_tensor(module.eval()(example)).shape[-1]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         for name, layer in reversed(list(module.named_modules())):
             fresh: nn.Module | None = None
             if isinstance(layer, nn.Linear) and outputs in (None, layer.out_features):

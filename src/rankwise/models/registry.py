@@ -22,6 +22,7 @@ from rankwise.models.vit import CifarViT
 from rankwise.models.weights import load_weights_
 from rankwise.models.wide_resnet import CifarWideResNet
 from rankwise.network.device import device_named
+from rankwise.network.state import seeded
 
 Task = Literal["classification", "language"]
 
@@ -135,8 +136,7 @@ def load_model(spec: str, weights: str | Path | None = None, *, seed: int = 0) -
     base, hash_sign, classes = spec.partition("#")
     if hash_sign and not (classes.isdigit() and int(classes) > 0):
         raise RankwiseError(f"The model {spec!r} was given; allowed is {base}#N with a number N of classes.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         loaded = _build(base)
     if weights is not None:
         load_weights_(loaded.module, weights)

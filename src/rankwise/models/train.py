@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from rankwise.errors import DataError
 from rankwise.files import write_atomically
 from rankwise.models.small import DigitsCNN
+from rankwise.network.state import seeded
 from rankwise.progress import Progress, silent
 
 Schedule = Callable[[Optimizer, int], LRScheduler]
@@ -128,8 +129,7 @@ def train_digits(batches: Iterable[Any], seed: int = 0, epochs: int = 15) -> Dig
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             module = DigitsCNN()
             train_classifier_(module, batches, epochs=epochs, learning_rate=4e-3)
     finally:

@@ -1,7 +1,7 @@
 """Feeding batches of any form to a model: tensors, tuples, dicts, Hugging Face ``BatchEncoding``."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -91,7 +91,7 @@ def call(model: nn.Module, batch: Any, wrapped: nn.Module | None = None) -> Any:
     args, kwargs, _ = split_batch(model, batch)
     modes = _CHANGES.setdefault(model, {})
     if modes.get(model.training, True):
-        args, kwargs = _each_tensor(args, torch.clone), _each_tensor(kwargs, torch.clone)
+        args, kwargs = mapped(args, torch.clone), mapped(kwargs, torch.clone)
     given = list(tensors_in((args, kwargs)))
     versions = list(map(version_of, given))
     output = (wrapped or model)(*args, **kwargs)
@@ -100,27 +100,30 @@ def call(model: nn.Module, batch: Any, wrapped: nn.Module | None = None) -> Any:
 
 
 def output_tensor(output: Any) -> torch.Tensor:
-    """The main tensor of a model's output: itself, its ``logits``, or the first tensor it holds.
+    """The main tensor of a model's output: itself, its ``logits``, or the first tensor that it holds.
+
+    A tensor of floating-point numbers is preferred: of (argmax, logits) it is the second.
 
     Raises:
         CalibrationError: the output holds no tensor.
     """
-    found = _main_tensor(output)
-    if found is None:
+    found = list(_held(output))
+    if not found:
         raise CalibrationError(f"The model returned {type(output).__name__}, which holds no tensor.")
-    return found
+    return next((tensor for tensor in found if tensor.is_floating_point()), found[0])
 
 
-def _main_tensor(output: Any) -> torch.Tensor | None:
+def _held(output: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in ``output``, in order but for ``logits``, which come first."""
     if isinstance(output, torch.Tensor):
-        return output
-    held = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(held, torch.Tensor):
-        return held
-    values = output.values() if isinstance(output, Mapping) else output
-    if not isinstance(output, (list, tuple, Mapping)):
-        return None
-    return next((found for found in map(_main_tensor, values) if found is not None), None)
+        yield output
+        return
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, torch.Tensor):
+        yield logits
+    if isinstance(output, (list, tuple, Mapping)):
+        for value in output.values() if isinstance(output, Mapping) else output:
+            yield from _held(value)
 
 
 def tensors_of(batch: Any) -> list[torch.Tensor]:
@@ -145,17 +148,27 @@ def to_device(batch: Any, device: torch.device) -> Any:
         return batch
     if all(tensor.device == device for tensor in tensors_of(batch)):
         return batch
-    return _each_tensor(batch, lambda tensor: tensor.to(device))
+    return mapped(batch, lambda tensor: tensor.to(device))
 
 
-def _each_tensor(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """``batch`` with every tensor changed, in the same kind of container."""
+def mapped(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """``batch`` with ``change`` of every tensor, in the same kind of container."""
     if isinstance(batch, torch.Tensor):
         return change(batch)
     if isinstance(batch, Mapping):
         return {k: change(v) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
     values = [change(v) if isinstance(v, torch.Tensor) else v for v in batch]
     return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
+
+
+def detached(batch: Any) -> Any:
+    """``batch`` with tensors that a backward pass may use and leaves as they are; itself where it has such.
+
+    Tensors that require gradients would be given some; those made in inference mode are refused.
+    """
+    if not any(tensor.requires_grad or tensor.is_inference() for tensor in tensors_of(batch)):
+        return batch
+    return mapped(batch, lambda tensor: tensor.detach().clone())
 
 
 def first_batch(calibration: Iterable[Any] | None) -> Any:
@@ -186,3 +199,11 @@ def first_batch(calibration: Iterable[Any] | None) -> Any:
 def reusable(batches: Iterable[Any] | None) -> Iterable[Any] | None:
     """``batches``, or a list of them where they could be iterated over once only."""
     return list(batches) if batches is not None and iter(batches) is batches else batches
+
+
+def length_of(batches: Iterable[Any]) -> int | None:
+    """How many batches there are, where the container tells; a DataLoader of a stream does not."""
+    try:
+        return len(batches)  # type: ignore[arg-type] # not all have a length, which is what is found out
+    except TypeError:
+        return None

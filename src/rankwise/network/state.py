@@ -97,12 +97,11 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
         for module in model.modules()
     ]
     gradients = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
         for parameter, _, grad in gradients:
             if grad is not None:
                 parameter.grad = None  # so that a backward pass inside never adds into the caller's gradient
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=_cuda_devices()):
             yield model
     finally:
         for module, flag in training:
@@ -111,6 +110,29 @@ def preserved(model: nn.Module) -> Iterator[nn.Module]:
         for parameter, requires_grad, grad in gradients:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
+
+
+def seed_(seed: int) -> None:
+    """Seed torch's global generators, that of CUDA only where CUDA is initialised.
+
+    ``torch.manual_seed`` would also queue the seed for CUDA's generators, where no ``fork_rng`` takes it
+    back: the caller's own seed would be lost.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's global generators start from ``seed``; on exit they are as they were."""
+    with torch.random.fork_rng(devices=_cuda_devices()):
+        seed_(seed)
+        yield
+
+
+def _cuda_devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 @contextmanager

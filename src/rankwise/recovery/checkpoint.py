@@ -14,6 +14,7 @@ import torch
 
 from rankwise.errors import TrainingError
 from rankwise.files import json_text, write_atomically
+from rankwise.network.state import seed_
 
 State = dict[str, Any]
 
@@ -124,4 +125,4 @@ def seed_all(seed: int) -> None:
     """Seed every global random generator."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    seed_(seed)

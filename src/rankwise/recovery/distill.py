@@ -1,20 +1,30 @@
 """Distillation without labels: a compressed network learns to answer as the original does."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import cos, inf, isfinite, pi
 from statistics import median
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
 
 from rankwise.errors import CalibrationError
-from rankwise.network.batches import batch_size, device_of, first_batch, forward, output_tensor, to_device
+from rankwise.network.batches import (
+    batch_size,
+    detached,
+    device_of,
+    forward,
+    mapped,
+    output_tensor,
+    to_device,
+)
 from rankwise.network.state import preserved, unfused
 from rankwise.progress import Progress, silent
+from rankwise.recovery.divergence import examples_in
+from rankwise.recovery.holdout import Divisible, settled
 from rankwise.recovery.imitation import (
     Criterion,
     common_blocks,
@@ -26,15 +36,6 @@ from rankwise.recovery.imitation import (
 from rankwise.recovery.registry import Layers, register_recovery
 
 Tensor = torch.Tensor
-
-
-@runtime_checkable
-class Divisible(Protocol):
-    """Batches that can set some of their examples aside, as :class:`rankwise.data.Batches` can."""
-
-    def divide(self, share: float) -> tuple[Iterable[Any], Iterable[Any]]:
-        """Batches without the last ``share`` of the examples, and those."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +117,8 @@ def distill_(
         CalibrationError: no batches, or outputs that are not finite or differ in shape.
     """
     settings = replace(settings or Distillation(), **changes)
-    train, held = _divided(batches, settings.held_out)
     with torch.inference_mode(False), preserved(original), preserved(model), unfused(), torch.enable_grad():
+        train, held = _divided(batches, settings.held_out)
         original.eval().requires_grad_(False)
         model.eval()
         return _Run(model, original, train, held, settings, progress).run()
@@ -128,9 +129,7 @@ def _divided(batches: Iterable[Any], share: float) -> tuple[Iterable[Any], list[
     if isinstance(batches, Divisible):
         train, held = batches.divide(share)
         return train, list(held)
-    if iter(batches) is batches or not _same(first_batch(batches), first_batch(batches)):
-        batches = list(batches)
-    kept = list(batches)
+    kept = list(settled(batches))
     if not kept:
         raise CalibrationError("Distillation was given no batches.")
     if len(kept) > 1:
@@ -142,22 +141,10 @@ def _divided(batches: Iterable[Any], share: float) -> tuple[Iterable[Any], list[
     return [_rows(kept[0], slice(None if whole else cut))], [_rows(kept[0], slice(0 if whole else cut, None))]
 
 
-def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, Tensor):
-        return bool(torch.equal(first, second))
-    if isinstance(first, Mapping):
-        return all(_same(value, second[key]) for key, value in first.items())
-    if isinstance(first, (tuple, list)):
-        return all(map(_same, first, second))
-    return True
-
-
 def _rows(batch: Any, rows: slice) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[rows]
-    if isinstance(batch, Mapping):
-        return {k: v[rows] if isinstance(v, Tensor) else v for k, v in batch.items()}
-    return [v[rows] if isinstance(v, Tensor) else v for v in batch]
+    """The examples ``rows`` of a batch; what has no dimension of examples is left whole."""
+    count = batch_size(batch)
+    return mapped(batch, lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == count else tensor)
 
 
 @dataclass(eq=False)
@@ -241,7 +228,7 @@ class _Run:
                 if decay and step > warm:
                     factor = 0.5 * (1 + cos(pi * (step - 1 - warm) / max(1, steps - warm)))
                 optimizer.param_groups[0]["lr"] = rate * factor
-                batch = to_device(batch, self.device)
+                batch = detached(to_device(batch, self.device))
                 teacher = self._teach(batch)
                 output = self._forward(self.model, batch)
                 loss = output_loss(teacher, output, self.criterion, settings.temperature)
@@ -271,8 +258,8 @@ class _Run:
         total, rows = 0.0, 0
         for batch, expected in zip(self.held, self.expected, strict=True):
             found = self._forward(self.model, batch)
-            total += float(output_loss(expected, found, self.criterion)) * len(expected)
-            rows += len(expected)
+            count = examples_in(expected)
+            total, rows = total + float(output_loss(expected, found, self.criterion)) * count, rows + count
         return total / rows if isfinite(total) else inf
 
     def _state(self) -> list[Tensor]:

@@ -19,7 +19,12 @@ _CERTAIN = 2.0  # standard errors of a mean difference beyond which it is not pu
 
 def has_classes(logits: Tensor) -> bool:
     """Whether an output can be read as logits of several classes."""
-    return logits.ndim >= 2 and logits.shape[-1 if logits.ndim <= 3 else 1] > 1
+    return logits.dtype != torch.bool and logits.ndim >= 2 and logits.shape[-1 if logits.ndim <= 3 else 1] > 1
+
+
+def examples_in(output: Tensor) -> int:
+    """How many examples an output is of; one where it is a single number."""
+    return len(output) if output.ndim else 1
 
 
 def divergence_of(expected: Tensor, found: Tensor) -> Tensor:
@@ -32,9 +37,21 @@ def divergence_of(expected: Tensor, found: Tensor) -> Tensor:
         found: the same of the other network.
     """
     if not has_classes(expected):
-        return (found - expected).double().square().flatten()
+        return _difference(expected, found).square().flatten()
     p, q = (torch.log_softmax(class_rows(logits).double(), 1) for logits in (expected, found))
-    return (p.exp() * (p - q)).sum(1).clamp_min(0.0)
+    return divergence_terms(p, q).sum(1).clamp_min(0.0)
+
+
+def divergence_terms(p: Tensor, q: Tensor) -> Tensor:
+    """e^p (p - q), entry by entry, of two logarithms of chances; 0 where the first chance is 0."""
+    return torch.where(p == -torch.inf, 0.0, p.exp() * (p - q))
+
+
+def _difference(expected: Tensor, found: Tensor) -> Tensor:
+    """found - expected, float64; 0 where both are the same infinity."""
+    if expected.dtype == torch.bool:
+        expected, found = expected.double(), found.double()
+    return torch.where(found == expected, 0.0, found - expected).double()
 
 
 def squared_difference(expected: Tensor, found: Tensor) -> Tensor:
@@ -46,7 +63,7 @@ def squared_difference(expected: Tensor, found: Tensor) -> Tensor:
     """
     if not has_classes(expected):
         return divergence_of(expected, found)
-    difference = (class_rows(found) - class_rows(expected)).double()
+    difference = _difference(class_rows(expected), class_rows(found))
     return (difference - difference.mean(1, keepdim=True)).square().mean(1)
 
 
@@ -94,10 +111,13 @@ def deviation(model: nn.Module, original: nn.Module, batches: Iterable[Any]) -> 
         for batch in batches:
             batch = to_device(batch, device)
             expected, found = (output_tensor(forward(m, batch)) for m in (original, model))
+            if not examples_in(expected):
+                continue
             for values, measure in ((divergences, divergence_of), (squares, squared_difference)):
-                values.append(measure(expected, found).reshape(len(expected), -1).mean(1).cpu())
+                measured = measure(expected, found).reshape(examples_in(expected), -1)
+                values.append(measured.mean(1).cpu())
     if not divergences:
-        raise CalibrationError("The divergence of two networks was asked for without batches.")
+        raise CalibrationError("The divergence of two networks was asked for without batches of examples.")
     return Deviation(torch.cat(divergences), torch.cat(squares))
 
 

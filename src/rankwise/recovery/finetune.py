@@ -1,7 +1,7 @@
 """Fine-tuning with labels: one process, DDP or FSDP, resumable at any step."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -13,7 +13,7 @@ import torch
 from torch import distributed, nn
 
 from rankwise.errors import DataError, TrainingError
-from rankwise.network.batches import call, forward, output_tensor, to_device
+from rankwise.network.batches import call, forward, length_of, output_tensor, to_device
 from rankwise.network.digest import digest
 from rankwise.network.predictions import predictions_of
 from rankwise.network.state import duplicate
@@ -140,7 +140,7 @@ class _Run:
         self.adjust, self.checkpoint_seconds, self.progress = adjust, checkpoint_seconds, progress
         self.fabric = processes.fabric
         self.train = processes.own(train)
-        self.per_epoch = len(self.train) if isinstance(self.train, Sized) else 0
+        self.per_epoch = length_of(self.train) or 0
         if self.per_epoch == 0:
             raise DataError("Fine-tuning was given no training batches.")
         self.steps = self.per_epoch * settings.epochs

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from rankwise.network.batches import forward, output_tensor
+from rankwise.recovery.divergence import divergence_terms
 from rankwise.statistics.gradient import class_rows
 
 Tensor = torch.Tensor
@@ -31,13 +32,17 @@ def output_loss(expected: Tensor, found: Tensor, criterion: Criterion, temperatu
     if criterion == "mse":
         return relative_error(expected, found)
     p, q = (torch.log_softmax(class_rows(logits).float() / temperature, 1) for logits in (expected, found))
-    return (p.exp() * (p - q)).sum(1).mean() * temperature**2
+    return divergence_terms(p, q).sum(1).mean() * temperature**2
 
 
 def relative_error(expected: Tensor, found: Tensor) -> Tensor:
-    """Squared difference over the squared deviation of ``expected`` from its mean over the batch."""
+    """Squared difference over the squared deviation of ``expected`` from its mean over the batch.
+
+    A single example has no such deviation: then it is over the square of ``expected``.
+    """
     expected, found = expected.float(), found.float()
-    spread = (expected - expected.mean(0, keepdim=True)).square().mean()
+    several = expected.ndim > 0 and len(expected) > 1
+    spread = (expected - expected.mean(0, keepdim=True) if several else expected).square().mean()
     return (found - expected).square().mean() / (spread + 1e-12)
 
 

@@ -22,13 +22,15 @@ def mixed(model: nn.Module, batch: Any, share: float) -> Any:
         share: of the other example, between 0 and 1.
 
     Returns:
-        The inputs, blended, as a batch without labels; None where a tensor among them does not hold
+        The inputs, blended, as a batch without labels; None where a tensor among them does not hold finite
         floating-point numbers, such as tokens or a mask, or there is only one example.
     """
     args, kwargs, _ = split_batch(model, batch)
     count = batch_size(batch)
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     if count < 2 or not all(t.is_floating_point() and t.ndim > 0 and len(t) == count for t in tensors):
+        return None
+    if not all(torch.isfinite(t).all() for t in tensors):  # a mask of 0 and -inf has no blends
         return None
 
     def blend(value: Any) -> Any:

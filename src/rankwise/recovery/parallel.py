@@ -2,7 +2,7 @@
 
 import atexit
 import os
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, Protocol, cast, runtime_checkable
@@ -12,6 +12,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader
 
 from rankwise.errors import TrainingError
+from rankwise.network.batches import length_of
 from rankwise.recovery.checkpoint import State
 
 Tensor = torch.Tensor
@@ -108,8 +109,10 @@ class Processes:
         Raises:
             TrainingError: there are fewer batches than ranks.
         """
-        if not isinstance(batches, Sized):
+        count = length_of(batches)
+        if count is None:
             batches = list(batches)
+            count = len(batches)
         if self.ranks == 1:
             return batches
         if isinstance(batches, Shardable):
@@ -117,7 +120,6 @@ class Processes:
         if isinstance(batches, DataLoader):
             divided = self.fabric.setup_dataloaders(batches, move_to_device=False)
             return cast(Iterable[Any], divided._dataloader)  # whose epoch is ours to set
-        count = len(batches)
         if count < self.ranks:
             raise TrainingError(f"{count} training batches were given to {self.ranks} processes.")
         return _Strided(batches, self.rank, self.ranks, count // self.ranks)
@@ -172,7 +174,7 @@ def description(batches: Any) -> dict[str, Any]:
     names = ("batch_size", "shuffle", "seed", "augment")
     seen = {name: getattr(batches, name) for name in names if hasattr(batches, name)}
     plain = {k: v if isinstance(v, (int, float, str, type(None))) else repr(v) for k, v in seen.items()}
-    return {"batches": len(batches) if isinstance(batches, Sized) else None, **plain}
+    return {"batches": length_of(batches), **plain}
 
 
 def whole(value: Any) -> Any:

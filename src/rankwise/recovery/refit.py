@@ -31,6 +31,7 @@ from rankwise.recovery.regression import Regression, Subject
 from rankwise.recovery.wanted import Pair, Wanted, shared_batchnorm
 from rankwise.statistics import LayerStatistics, Statistic, collect
 from rankwise.statistics.accumulate import Accumulator
+from rankwise.statistics.collect import naming_batch
 
 Tensor = torch.Tensor
 Sums = tuple[LayerStatistics, LayerStatistics | None, LayerStatistics]
@@ -51,7 +52,8 @@ class Refit:
         residual: fit the sum behind a skip connection instead of the layer's own output, so that the
             errors of earlier layers are corrected, not carried along.
         gradient: weigh output errors of factorised layers by the loss gradient's second moment in the
-            original network (labels drawn from its own softmax), as ``kfac`` does.
+            original network (labels drawn from its own softmax), as ``kfac`` does; not of layers that no
+            gradient reaches.
         damping: added to that weight, relative to its mean diagonal.
         mixup: share of another example in the blends that are fitted to beside the examples
             (:func:`rankwise.recovery.mixing.mixed`), as many again; 0 makes none.
@@ -116,7 +118,7 @@ def refit_(
     Raises:
         CalibrationError: no batches, or NaN or infinite values, with the layer.
     """
-    with unfused(), preserved(original), evaluating(original), evaluating(model):
+    with torch.inference_mode(False), unfused(), preserved(original), evaluating(original), evaluating(model):
         return _Run(model, original, batches, layers, settings or Refit()).all(progress)
 
 
@@ -174,7 +176,8 @@ class _Run:
         limit = self.settings.max_memory
         found = collect(self.original, layers, self.fit, wanted, max_memory=limit, progress=progress)
         damping = self.settings.damping
-        return {n: damped(s.gradient_moment, damping) for n, s in found.items() if s.positions > 0}
+        known = {name: s for name, s in found.items() if s.positions > 0 and not s.without_gradient}
+        return {name: damped(s.gradient_moment, damping) for name, s in known.items()}
 
     def _refit(self, subject: Subject, metric: Tensor | None) -> Fitted:
         plain, both, held = self._statistics(subject)
@@ -219,7 +222,8 @@ class _Run:
                 if first.batchnorm not in pairs:
                     pairs[first.batchnorm] = shared_batchnorm(self.original, self.model, first, second)
                 target = wanted.target(first, second, pairs[first.batchnorm])
-                sums[part].update(second.input, target, None, target)
+                with naming_batch(max(place, ~place)):
+                    sums[part].update(second.input, target, None, target)
         plain, both, held = (sums[part].finish(examples[part]) for part in sums)
         if both.positions <= 0:
             return plain, None, held

@@ -1,6 +1,7 @@
 """One streaming pass over calibration batches that collects what the methods ask for."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -9,7 +10,15 @@ import torch
 from torch import nn
 
 from rankwise.errors import CalibrationError
-from rankwise.network.batches import batch_size, device_of, forward, split_batch, to_device
+from rankwise.network.batches import (
+    batch_size,
+    detached,
+    device_of,
+    forward,
+    length_of,
+    split_batch,
+    to_device,
+)
 from rankwise.network.layer import Layer
 from rankwise.network.state import preserved, unfused
 from rankwise.statistics.accumulate import Accumulator
@@ -76,7 +85,7 @@ def collect(
         raise CalibrationError(f"The statistic 'target' of layer {target[0]!r} needs reference=, a network.")
     run = _Run(model, reference, loss, weights, samples, seed)
     found: dict[str, LayerStatistics] = {}
-    with preserved(model), unfused():
+    with torch.inference_mode(False), preserved(model), unfused():
         model.eval()
         model.requires_grad_(False)
         stream, examples = _sized(batches)
@@ -87,7 +96,7 @@ def collect(
                 "can be read once was given; pass a list or a DataLoader, or allow more memory."
             )
         for index, wave in enumerate(waves):
-            tell = _teller(progress, index, len(waves), _length(batches))
+            tell = _teller(progress, index, len(waves), length_of(batches))
             found |= run.wave(wave, requires, stream if index == 0 else batches, tell)
     curved = [layer for layer in wanted if "curvature" in requires[layer.name]]
     if curved:
@@ -95,9 +104,13 @@ def collect(
     return all_reduce(found)
 
 
-def _length(batches: Iterable[Any]) -> int | None:
-    """How many batches there are, where the container tells."""
-    return len(batches) if isinstance(batches, Sized) else None
+@contextmanager
+def naming_batch(index: int) -> Iterator[None]:
+    """A CalibrationError raised inside says which of the calibration batches it is about."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise CalibrationError(f"In calibration batch {index}: {str(error).rstrip('.')}.") from error
 
 
 def _sized(batches: Iterable[Any]) -> tuple[Iterable[Any], int | None]:
@@ -106,7 +119,7 @@ def _sized(batches: Iterable[Any]) -> tuple[Iterable[Any], int | None]:
     first = next(iterator, None)
     if first is None:
         return (), 0
-    length = _length(batches)
+    length = length_of(batches)
     return chain([first], iterator), None if length is None else length * batch_size(first)
 
 
@@ -164,15 +177,11 @@ class _Run:
         examples, count = 0.0, 0
         device = device_of(self.model)
         for count, batch in enumerate(batches, 1):
-            batch = to_device(batch, device)
+            batch = detached(to_device(batch, device))
             weights = self._weights(batch, count - 1)
             examples += batch_size(batch) if weights is None else float(weights.sum())
-            try:
+            with naming_batch(count - 1):
                 self._batch(sums, batch, weights, loss)
-            except CalibrationError as error:
-                raise CalibrationError(
-                    f"In calibration batch {count - 1}: {str(error).rstrip('.')}."
-                ) from error
             tell(count)
         if count == 0 and not is_distributed():
             raise CalibrationError("The calibration loader is empty: it gave no batch; it must give one.")

@@ -12,7 +12,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rankwise.errors import CalibrationError
 from rankwise.linalg.quadratic_fit import fit_products, fit_quadratic_form
-from rankwise.network.batches import batch_size, device_of, forward, output_tensor, split_batch, to_device
+from rankwise.network.batches import (
+    batch_size,
+    detached,
+    device_of,
+    forward,
+    output_tensor,
+    split_batch,
+    to_device,
+)
 from rankwise.network.layer import Layer
 from rankwise.network.state import preserved, unfused
 from rankwise.statistics.gradient import class_rows, loss_function, sampled_loss
@@ -161,10 +169,10 @@ def add_curvature_(
     generator = torch.Generator().manual_seed(options.seed)
     device = device_of(model)
     examples = 0
-    with preserved(model), unfused():
+    with torch.inference_mode(False), preserved(model), unfused():
         model.eval().requires_grad_(False)
         for batch in batches:
-            batch = to_device(batch, device)
+            batch = detached(to_device(batch, device))
             examples += batch_size(batch)
             for _ in range(options.rounds):
                 _PASSES[options.estimate](model, batch, probes, options, generator)
@@ -247,6 +255,8 @@ def _products(
 
     with hooked(model, probes, remember), torch.enable_grad():
         summed = total(forward(model, batch))
+    if not summed.requires_grad:
+        return  # no layer's gradient reaches the output
     leaves = [leaf for calls in seen.values() for leaf in calls]
     slopes: Sequence[Tensor | None] = torch.autograd.grad(summed, leaves, allow_unused=True)
     slope = dict(zip(map(id, leaves), slopes, strict=True))

@@ -44,6 +44,12 @@ class LayerStatistics:
     sample_keys: Tensor | None = None  # (n,) in (0, 1), ascending; the rows of the smallest keys are kept
     sample_limit: int = 0  # how many rows the sample may hold
 
+    @property
+    def without_gradient(self) -> bool:
+        """Whether examples came, and gradients or curvature that were asked for are nothing but zeros."""
+        asked = [s for s in (self.gradient_square, self.curvature_sum) if s is not None]
+        return self.positions > 0 and any(not sums.any() for sums in asked)
+
     def __add__(self, other: "LayerStatistics") -> "LayerStatistics":
         """The statistics of both sets of examples together; raises as ``+=`` does."""
         if not isinstance(other, LayerStatistics):
