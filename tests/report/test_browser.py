@@ -230,6 +230,23 @@ def test_table_at_fixed_loss(browser: Browser, sweep: Path) -> None:
         assert "alds, Liebenwein et al. 2021, retrained" in found
 
 
+def test_a_cost_that_was_not_measured_is_no_reduction(browser: Browser, tmp_path: Path) -> None:
+    write_results(tmp_path, ["svd", "pca"], [0.8], 1)
+    for name, time in (("0000", 0.7), ("0001", None)):
+        file = tmp_path / "trials" / name / "metrics.json"
+        metrics = json.loads(file.read_text())
+        metrics["compressed"]["latency_fraction"] = time
+        write_json(file, metrics)
+    browser.open(f"file://{write_page(read_study(tmp_path))}")
+    browser.choose("delta", "3")
+    rows = browser.js(
+        "return [...document.querySelectorAll('#loss-table tr')]"
+        ".map((r) => [...r.children].map((c) => c.textContent))"
+    )
+    at = rows[0].index("Latency removed")
+    assert {row[0]: row[at] for row in rows[1:3]} == {"svd": "30.00 %", "pca": "–"}
+
+
 def test_by_keyboard_in_both_themes_and_on_a_phone(browser: Browser, sweep: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rankwise.report.curves import Mean, Point, curves, figures_of, mean, pareto, within
+from rankwise.report.curves import (
+    Mean,
+    Network,
+    Point,
+    curves,
+    figures_of,
+    mean,
+    networks_of,
+    pareto,
+    within,
+)
 from rankwise.report.trials import Trial
 
 rate = st.floats(0, 1, allow_nan=False)
@@ -56,11 +66,21 @@ def test_repetitions_become_one_point_and_targets_a_curve() -> None:
     given = [trial(target=0.8, top1=0.88), *(trial(top1=t, seed=i) for i, t in enumerate((0.8, 0.82)))]
     given.append(trial("pca", top1=0.7, failed="no"))
     networks, (curve,) = curves(given)
-    assert networks == [("m", "d")] and curve.label == "svd" and curve.points["recovered"] == ()
+    assert networks == [Network("m", "d")] and curve.label == "svd" and curve.points["recovered"] == ()
     first, second = curve.points["compressed"]
     assert first.trials == (1, 2) and first.at("top1") == pytest.approx(0.81)
     assert first.at("change") == pytest.approx(-9) and first.at("agreement") is None
     assert second.trials == (0,) and second.figures["params"] == Mean(0.8)
+
+
+def test_networks_of_one_name_are_told_apart_by_their_weights() -> None:
+    given = [trial(weights="a1", top1=0.8), trial(weights="b2", top1=0.1), trial(weights="a1", seed=1)]
+    networks, (first, second) = curves(given)
+    assert networks == [Network("m", "d", "a1"), Network("m", "d", "b2")]
+    assert networks[1].label == "m on d, weights b2"
+    assert first.trials == (0, 2) and second.trials == (1,)
+    assert networks_of([trial(weights="a1"), trial(failed="no")]) == 2 * [Network("m", "d")]
+    assert networks_of([trial(failed="no"), *given])[0] == networks[0]
 
 
 def test_a_fraction_is_worked_out_where_it_is_not_given() -> None:

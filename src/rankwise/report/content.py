@@ -11,10 +11,12 @@ from rankwise.report.curves import (
     QUALITIES,
     Curve,
     Mean,
+    Network,
     Point,
     curves,
     figures_of,
-    network_of,
+    networks_of,
+    original_of,
     published_figure,
     published_label,
     published_rows,
@@ -35,6 +37,7 @@ def content(study: Study, without: Sequence[str] = ()) -> dict[str, Any]:
     ``without`` names the :data:`DETAILS` of trials to leave out.
     """
     networks, drawn = curves(study.trials)
+    of_trials = networks_of(study.trials)
     titles = _distinct(experiment.get("title") for experiment in study.experiments)
     first: Json = study.experiments[0] if len(titles) == 1 else {}
     names = Names()  # of layers, choices and classes
@@ -45,11 +48,14 @@ def content(study: Study, without: Sequence[str] = ()) -> dict[str, Any]:
         "deltas": DELTAS,
         "kept": [vars(axis) for axis in KEPT],
         "qualities": [vars(axis) for axis in QUALITIES],
-        "networks": [_network(index, name, study) for index, name in enumerate(networks)],
+        "networks": [
+            _network(one, [trial for trial, its in zip(study.trials, of_trials, strict=True) if its == one])
+            for one in networks
+        ],
         "curves": [_curve(curve) for curve in drawn],
         "published": [_published(row, networks) for row in published_rows(study.experiments)],
         "trials": [
-            _trial(trial, curve_of.get(index), study.path, networks, names, without)
+            _trial(trial, curve_of.get(index), study.path, networks.index(of_trials[index]), names, without)
             for index, trial in enumerate(study.trials)
         ],
         "names": list(names),
@@ -85,15 +91,10 @@ def _beside(path: Path, root: Path) -> str:
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
-def _network(index: int, name: tuple[str, str], study: Study) -> dict[str, Any]:
-    model, data = name
-    originals = [t.stage("original") for t in study.trials if network_of(t) == name]
-    figures: dict[str, float | None] = {}
-    for key in ("top1", "top5", "perplexity", *_COSTS):
-        values = [v for original in originals if (v := number(original.get(key))) is not None]
-        figures[key] = _rounded(sum(values) / len(values)) if values else None
-    label = " on ".join(part for part in (model, data) if part) or "unnamed network"
-    return {"model": model, "data": data, "label": label, "original": figures}
+def _network(network: Network, trials: Sequence[Trial]) -> dict[str, Any]:
+    figures = ("top1", "top5", "perplexity", *_COSTS)
+    original = {name: _rounded(original_of(trials, name)) for name in figures}
+    return {"model": network.model, "data": network.data, "label": network.label, "original": original}
 
 
 def _mean(value: Mean) -> list[float | None]:
@@ -123,12 +124,12 @@ def _curve(curve: Curve) -> dict[str, Any]:
     }
 
 
-def _published(row: Json, networks: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _published(row: Json, networks: Sequence[Network]) -> dict[str, Any]:
     model = text(row.get("model"))
     return {
         **{name: text(row.get(name)) for name in ("method", "measure", "source")},
         "label": published_label(row),
-        "networks": [index for index, (name, _) in enumerate(networks) if name == model or not model],
+        "networks": [index for index, one in enumerate(networks) if one.model == model or not model],
         **{name: _rounded(number(row.get(name))) for name in ("kept", "loss")},
         **{name: _rounded(published_figure(row, name)) for name in ("top1", "agreement")},
         "retrained": row.get("retrained") if isinstance(row.get("retrained"), bool) else None,
@@ -139,14 +140,14 @@ def _trial(
     trial: Trial,
     curve: int | None,
     root: Path,
-    networks: Sequence[tuple[str, str]],
+    network: int,
     names: Names,
     without: Sequence[str],
 ) -> dict[str, Any]:
     metrics = trial.metrics
     found: dict[str, Any] = {
         "folder": _beside(trial.folder, root),
-        "network": networks.index(network_of(trial)),
+        "network": network,
         "curve": curve,
         "target": target_of(trial),
         **{name: text(metrics.get(name)) for name in ("seed", "repetition", "command")},

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 from scipy.stats import t as student
 
@@ -121,9 +121,39 @@ def _cost(value: Any) -> float | None:
     return number(value.get("median") if isinstance(value, dict) else value)
 
 
-def network_of(trial: Trial) -> tuple[str, str]:
-    """The names of the model and of the data."""
-    return text(trial.metrics.get("model")), text(trial.metrics.get("data"))
+class Network(NamedTuple):
+    """The names of the model and of the data, and the hash of the weights where these have several."""
+
+    model: str
+    data: str
+    weights: str = ""
+
+    @property
+    def label(self) -> str:
+        """All that is known of it, for people."""
+        named = " on ".join(filter(None, (self.model, self.data))) or "unnamed network"
+        return f"{named}, weights {self.weights}" if self.weights else named
+
+
+def networks_of(trials: Sequence[Trial]) -> list[Network]:
+    """The network of each trial; one without the hash, as may be where it failed, counts to the first."""
+    named = [tuple(text(t.metrics.get(name)) for name in ("model", "data", "weights")) for t in trials]
+    hashes: dict[tuple[str, str], list[str]] = {}
+    for model, data, weights in named:
+        known = hashes.setdefault((model, data), [])
+        if weights and weights not in known:
+            known.append(weights)
+    several = {names: known for names, known in hashes.items() if len(known) > 1}
+    return [
+        Network(model, data, (weights or several[model, data][0]) if (model, data) in several else "")
+        for model, data, weights in named
+    ]
+
+
+def original_of(trials: Iterable[Trial], name: str) -> float | None:
+    """The mean of the figure ``name`` of the original network; None where no trial has it."""
+    values = [v for t in trials if (v := number(t.stage("original").get(name))) is not None]
+    return sum(values) / len(values) if values else None
 
 
 def target_of(trial: Trial) -> str:
@@ -134,20 +164,21 @@ def target_of(trial: Trial) -> str:
     return "=".join(filter(None, (text(metrics.get("measure")), text(metrics["target"]))))
 
 
-def curves(trials: Sequence[Trial]) -> tuple[list[tuple[str, str]], list[Curve]]:
-    """The networks, as (model, data), and their curves, both in the order in which their trials come.
+def curves(trials: Sequence[Trial]) -> tuple[list[Network], list[Curve]]:
+    """The networks and their curves, both in the order in which their trials come.
 
     Failed trials belong to their network and have no curve.
     """
-    networks = list(dict.fromkeys(network_of(trial) for trial in trials))
+    of_trials = networks_of(trials)
+    networks = list(dict.fromkeys(of_trials))
     groups: dict[tuple[int, Setting], list[int]] = {}
-    for index, trial in enumerate(trials):
+    for index, (trial, network) in enumerate(zip(trials, of_trials, strict=True)):
         if trial.failed is None:
-            groups.setdefault((networks.index(network_of(trial)), Setting.of(trial)), []).append(index)
-    names = [labels(s for at, s in groups if at == network) for network in range(len(networks))]
+            groups.setdefault((networks.index(network), Setting.of(trial)), []).append(index)
+    names = [labels(s for at, s in groups if at == place) for place in range(len(networks))]
     return networks, [
-        _curve(network, names[network][setting], setting.method, trials, members)
-        for (network, setting), members in groups.items()
+        _curve(place, names[place][setting], setting.method, trials, members)
+        for (place, setting), members in groups.items()
     ]
 
 

@@ -13,6 +13,8 @@ from rankwise.report.curves import (
     Curve,
     Point,
     curves,
+    networks_of,
+    original_of,
     pareto,
     published_figure,
     published_label,
@@ -62,17 +64,19 @@ def write_figures(study: Study, out: Path, form: str) -> list[Path]:
     matplotlib.use("Agg")
     out.mkdir(parents=True, exist_ok=True)
     networks, drawn = curves(study.trials)
+    of_trials = networks_of(study.trials)
     published = published_rows(study.experiments)
     written = []
     with matplotlib.rc_context(STYLE):
-        for index, (model, data) in enumerate(networks):
+        for index, network in enumerate(networks):
             own = [curve for curve in drawn if curve.network == index]
-            rows = [row for row in published if text(row.get("model")) in ("", model)]
-            original = _original(study, (model, data))
+            rows = [row for row in published if text(row.get("model")) in ("", network.model)]
+            trials = [trial for trial, its in zip(study.trials, of_trials, strict=True) if its == network]
+            original = original_of(trials, "top1")
             for stage in STAGES:
                 for kept in KEPT[:2]:
                     for quality in (axis for axis in QUALITIES if axis.name in FIGURES):
-                        path = out / _file_name(model, data, stage, kept.name, quality.name, form)
+                        path = out / _file_name(*network, stage, kept.name, quality.name, form)
                         if _draw(path, own, rows, stage, kept, quality, original):
                             written.append(path)
     return written
@@ -81,16 +85,6 @@ def write_figures(study: Study, out: Path, form: str) -> list[Path]:
 def _file_name(*parts: str) -> str:
     *words, form = parts
     return re.sub(r"[^\w.-]+", "-", "_".join(filter(None, words))).strip("-.") + f".{form}"
-
-
-def _original(study: Study, network: tuple[str, str]) -> float | None:
-    found = [
-        value
-        for trial in study.trials
-        if (text(trial.metrics.get("model")), text(trial.metrics.get("data"))) == network
-        and (value := number(trial.stage("original").get("top1"))) is not None
-    ]
-    return sum(found) / len(found) if found else None
 
 
 def _draw(

@@ -32,7 +32,7 @@ function drawLoss() {
   costs.sort((a, b) => (b.name === state.kept) - (a.name === state.kept));
   const removed = (axis) => ({ point, row }) => {
     if (row) return percent(1 - (keptOfPublished(row, axis.name) ?? NaN));
-    return point ? percent(1 - meanOf(point, axis.name)) : "–";
+    return point ? percent(1 - (meanOf(point, axis.name) ?? NaN)) : "–";
   };
   const rows = lossRows();
   if (!rows.length) $("loss-table").replaceChildren(make("p", {}, "No measured point is within this loss."));
