@@ -200,7 +200,7 @@ def test_a_recipe_of_two_methods_is_refused() -> None:
 
 
 def test_layers_that_take_longer_alone_than_the_network_are_scaled_down(timer: FakeTimer) -> None:
-    """A clock on which every layer of a network of several takes half of its own time."""
+    """A clock on which a network takes half of the time of its layers alone."""
     net = _net()
     timer.seconds = lambda module, macs: by_macs(module, macs) / (2 if len(list(module.modules())) > 5 else 1)
     timed = Timed(Budget(latency=0.5), net, EXAMPLE)
