@@ -68,9 +68,8 @@ def apply_overrides(tables: Sequence[Table], overrides: Mapping[str, Mapping[str
     """The tables narrowed by wishes for single layers, given by glob of the layer's name.
 
     A wish is ``{"dense": True}``, ``{"rank": r}`` (every rank of the option is exactly this, whatever
-    the method calls it, not dense), or any of
-    ``min_rank``, ``max_rank`` and ``multiple_of`` as in :func:`restrict`. Where several globs match a
-    layer, later ones win, key by key.
+    the method calls it; not dense), or any of ``min_rank``, ``max_rank`` and ``multiple_of`` as in
+    :func:`restrict`. Where several globs match a layer, later ones win, key by key.
 
     Raises:
         UnknownNameError: a glob matches no layer, or a wish has an unknown key.
