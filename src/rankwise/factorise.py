@@ -81,7 +81,7 @@ def build_each(
 
 
 def merged(offers: Offers) -> Candidates:
-    """The candidates of several methods for one layer as one; a choice that a method lacks is 0 or ""."""
+    """The candidates of several methods for one layer as one; what a method lacks is -1, 0.0 or ""."""
     if len(offers) == 1:
         return offers[0][1]
     units = {candidates.unit: method.name for method, candidates in offers}
@@ -89,7 +89,7 @@ def merged(offers: Offers) -> Candidates:
         found = ", ".join(f"{name!r} in {unit!r}" for unit, name in units.items())
         raise RankwiseError(f"Methods with errors in different units cannot compete: {found}.")
     kinds = {name: values.dtype.kind for _, c in offers for name, values in c.choices.items()}
-    blank = {name: "" if kind in "US" else 0 for name, kind in kinds.items()}
+    blank = {name: {"i": -1, "U": "", "S": ""}.get(kind, 0) for name, kind in kinds.items()}
     columns = {
         name: np.concatenate([c.choices.get(name, np.full(len(c), blank[name])) for _, c in offers])
         for name in kinds

@@ -11,7 +11,7 @@ from rankwise.allocation import Allocator, get_allocator, restrict
 from rankwise.errors import BudgetError, UnknownNameError
 from tests.allocation.tables import dense_cost, errors, fits, limits_of, random_tables, table, total
 
-NAMES = ["energy", "knapsack", "lrank", "minimax", "uniform"]
+NAMES = ["energy", "energy_product", "iterative", "knapsack", "lrank", "minimax", "uniform"]
 BUDGETS = [
     {"params": 0.5},
     {"macs": 0.7},
@@ -133,3 +133,11 @@ def test_only_allowed_options_are_chosen(allocator: Allocator) -> None:
     ranks = [t.candidates.choice(i)["rank"] for t, i in zip(tables, chosen, strict=True)]
     assert all(r % 8 == 0 or r == 60 for r in ranks)
     assert fits(tables, chosen, limits)
+
+
+def test_iterative_takes_the_smallest_error_per_cost_saved_and_gives_back_what_it_can() -> None:
+    rule = get_allocator("iterative")
+    tables = [table("a", [90], [0.1], 100), table("b", [80], [0.15], 100), table("c", [90], [0.12], 100)]
+    assert rule.allocate(tables, {"params": 280}) == [0, 1, 0]  # not a and c, whose errors are smaller
+    tables = [table("a", [90], [0.01], 100), table("b", [70], [0.1], 100)]
+    assert rule.allocate(tables, {"params": 175}) == [0, 1]  # a was taken first, and was not enough

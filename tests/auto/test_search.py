@@ -1,9 +1,12 @@
 """The search on a joint objective whose terms interact, against all selections."""
 
+from collections.abc import Sequence
 from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
+from torch import nn
 
 from rankwise.allocation import Table, get_allocator, with_dense
 from rankwise.auto.search import Joint, neighbours, refine
@@ -55,6 +58,59 @@ def test_refinement_comes_near_the_joint_optimum() -> None:
 def test_no_round_changes_nothing() -> None:
     joint = Counted(SimpleNamespace(), options(), lambda *_: None)  # type: ignore[arg-type] # stand-ins
     assert refine(joint, (1, 2, 3), allocate, rounds=0) == (1, 2, 3)  # type: ignore[arg-type] # stand-ins
+
+
+def every(*weights: float) -> dict[tuple[int, ...], float]:
+    """The joint divergence of all selections where it is the weighted sum of the errors."""
+    error = [0.0, 0.1, 0.4, 1.0, 3.0]
+    return {
+        s: sum(w * error[i] for w, i in zip(weights, s, strict=True)) for s in product(range(5), repeat=3)
+    }
+
+
+def test_a_round_changes_a_weight_by_no_more_than_a_factor() -> None:
+    joint = Joint(SimpleNamespace(), options(), lambda *_: None, values=every(100.0, 0.001, 2.0))  # type: ignore[arg-type] # stand-ins
+    errors = [o.table.candidates.error for o in joint.options]
+    assert joint.weights((2, 2, 2), errors) == pytest.approx([8.0, 1 / 8, 2.0])
+
+
+def test_a_correction_that_does_not_help_is_tried_by_half() -> None:
+    values = every(4.0, 1.0, 1.0)
+    joint = Joint(SimpleNamespace(), options(), lambda *_: None, values=values)  # type: ignore[arg-type] # stand-ins
+    start, dearer, better = (2, 2, 2), (2, 2, 3), (1, 2, 2)
+    tried: list[float] = []
+
+    def allocate(tables: Sequence[Table]) -> tuple[int, ...]:
+        tried.append(float(tables[0].candidates.error[2] / 0.4))
+        return better if len(tried) == 2 else dearer
+
+    assert refine(joint, start, allocate, rounds=1) == better
+    assert tried == pytest.approx([4.0, 2.0])
+    tried[:] = [0.0, 0.0]  # the second never comes
+    assert refine(joint, start, allocate, rounds=1) == start
+    assert tried[2:] == pytest.approx([4.0, 2.0, 2.0**0.5])
+
+
+def test_the_joint_divergence_is_that_of_the_modules_asked_for_each_built_once() -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    parts = [
+        SimpleNamespace(layer=SimpleNamespace(name=name, module=module))
+        for name, module in model.named_children()
+    ]
+    built: list[tuple[str, int]] = []
+
+    def build(part: SimpleNamespace, index: int) -> nn.Module:
+        built.append((part.layer.name, index))
+        return nn.Linear(1, 1 + index + 10 * int(part.layer.name))
+
+    def divergence() -> float:
+        return sum(module.out_features for module in model)  # type: ignore[misc]
+
+    joint = Joint(SimpleNamespace(model=model, divergence=divergence), parts, build)  # type: ignore[arg-type] # stand-ins
+    for first, second in ((1, 0), (2, 0), (2, 1), (0, 1), (1, 2), (0, 0), (1, 0), (2, 2)):
+        expected = 1 + first + (11 + second if second else 1)
+        assert joint.value((first, second)) == expected
+    assert sorted(built) == [("0", 1), ("0", 2), ("1", 1), ("1", 2)]
 
 
 def test_neighbours_are_a_notch_away_on_either_side() -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,10 +12,11 @@ from rankwise import Automatic, Budget, compress
 from rankwise.auto.sensitivity import Probe
 from rankwise.compress import compression
 from rankwise.errors import BudgetError
-from rankwise.latency import Target
+from rankwise.latency import Offer, Target, option_times
 from rankwise.methods import get_method
-from rankwise.network import count_macs
+from rankwise.network import count_macs, find_layers
 from rankwise.plan import plan_of
+from rankwise.timed import Timed
 from tests.latency.fake import FakeTimer, by_macs
 
 
@@ -195,3 +197,21 @@ def test_absolute_times_and_other_measures_hold_together(timer: FakeTimer) -> No
 def test_a_recipe_of_two_methods_is_refused() -> None:
     with pytest.raises(BudgetError, match="latency budget, whose split"):
         compress(_net(), [EXAMPLE], Budget(latency=0.7), method="interpolative+pca")
+
+
+def test_layers_that_take_longer_alone_than_the_network_are_scaled_down(timer: FakeTimer) -> None:
+    """A clock on which a network takes half of the time of its layers alone."""
+    net = _net()
+    timer.seconds = lambda module, macs: by_macs(module, macs) / (2 if len(list(module.modules())) > 5 else 1)
+    timed = Timed(Budget(latency=0.5), net, EXAMPLE)
+    svd, layers = get_method("svd"), find_layers(net, EXAMPLE)
+    offers = []
+    for layer in layers:
+        candidates = svd.candidates(layer, None)
+        origin = [(svd, candidates, i) for i in range(len(candidates))]
+        offers.append(Offer(layer, origin, np.ones(len(origin) + 1, bool)))
+    columns = timed.options(offers)
+    assert sum(int(c[0]) for c in columns) == pytest.approx(timed.original, abs=len(layers))
+    alone = option_times(offers, timed.times)
+    for column, seconds in zip(columns, alone, strict=True):
+        np.testing.assert_allclose(column, 0.5e9 * seconds, rtol=1e-3)

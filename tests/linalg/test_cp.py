@@ -213,6 +213,13 @@ def test_khatri_rao_has_kronecker_columns() -> None:
         torch.testing.assert_close(khatri_rao([a, b])[:, column], torch.kron(a[:, column], b[:, column]))
 
 
+def test_refine_returns_its_start_where_steps_do_not_help() -> None:
+    tensor = randn(6, 6, 3, 3)
+    fit = cp(tensor, 6, options=CPOptions(ridge=0.0, iterations=40))
+    assert refine(tensor, fit, options=CPOptions(ridge=10.0)) is fit  # the norms weigh more than the error
+    assert refine(tensor, fit, options=CPOptions(ridge=0.0)).error <= fit.error
+
+
 def test_refine_is_never_worse() -> None:
     tensor, inputs = randn(6, 5, 3, 3), moment(45)
     fit = cp(tensor, 8, input_metric=inputs, options=CPOptions(iterations=2, metric_iterations=2))

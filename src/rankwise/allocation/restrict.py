@@ -16,7 +16,7 @@ OVERRIDES = ("dense", "max_rank", "min_rank", "multiple_of", "rank")
 
 
 def _ranks(table: Table) -> npt.NDArray[np.int64]:
-    """The ranks of every option, (options, names)."""
+    """The ranks of every option, (options, names); negative where its method has no such rank."""
     columns = [values.astype(np.int64) for name, values in table.candidates.choices.items() if is_rank(name)]
     return np.stack(columns, axis=1) if columns else np.zeros((len(table), 0), dtype=np.int64)
 
@@ -40,17 +40,17 @@ def restrict(table: Table, multiple_of: int = 1, min_rank: int = 0, max_rank: in
     suitable &= ranks >= min_rank
     if max_rank is not None:
         suitable &= ranks <= max_rank
-    allowed = (suitable | (ranks == 0)).all(axis=1)
+    allowed = (suitable | (ranks <= 0)).all(axis=1)
     allowed[0] = True
     return _narrow(table, allowed)
 
 
 def _only_rank(table: Table, rank: int) -> Table:
-    ranks = _ranks(table)  # 0 where an option has no such rank
-    allowed = ((ranks == rank) | (ranks == 0)).all(axis=1) & (ranks == rank).any(axis=1)
+    ranks = _ranks(table)
+    allowed = ((ranks == rank) | (ranks < 0)).all(axis=1) & (ranks == rank).any(axis=1)
     allowed[0] = False
     if not allowed.any():
-        offered = sorted(set(ranks[1:].ravel().tolist()) - {0})
+        offered = sorted(set(ranks[1:][ranks[1:] > 0].tolist()))
         span = f"{offered[0]} to {offered[-1]}" if offered else "none"
         raise RankwiseError(f"Layer {table.name!r} has no candidate of rank {rank}; its ranks: {span}.")
     return replace(table, allowed=allowed)
@@ -67,10 +67,9 @@ def _override(table: Table, wish: Mapping[str, Any]) -> Table:
 def apply_overrides(tables: Sequence[Table], overrides: Mapping[str, Mapping[str, Any]]) -> list[Table]:
     """The tables narrowed by wishes for single layers, given by glob of the layer's name.
 
-    A wish is ``{"dense": True}``, ``{"rank": r}`` (exactly this rank, whatever
-    the method calls it, not dense), or any of
-    ``min_rank``, ``max_rank`` and ``multiple_of`` as in :func:`restrict`. Where several globs match a
-    layer, later ones win, key by key.
+    A wish is ``{"dense": True}``, ``{"rank": r}`` (every rank of the option is exactly this, whatever
+    the method calls it; not dense), or any of ``min_rank``, ``max_rank`` and ``multiple_of`` as in
+    :func:`restrict`. Where several globs match a layer, later ones win, key by key.
 
     Raises:
         UnknownNameError: a glob matches no layer, or a wish has an unknown key.
