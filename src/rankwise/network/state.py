@@ -49,6 +49,11 @@ def _restore_buffers(
                 module._buffers[name] = buffer
 
 
+def stored(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors in ``model.state_dict()``, without extra states of other types."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
 def duplicate(model: nn.Module) -> nn.Module:
     """A deep copy of ``model``, also where a module holds a computed tensor, in a list or dict say.
 

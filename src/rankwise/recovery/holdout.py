@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rankwise.network.state import stored
 from rankwise.recovery.divergence import divergence
 
 SHARE = 0.125
@@ -48,13 +49,13 @@ def hold_out(batches: Iterable[Any], share: float = SHARE) -> tuple[Part, Part]:
 
 def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
     """A copy of every parameter and buffer of ``model``."""
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return {name: value.detach().clone() for name, value in stored(model).items()}
 
 
 def restore_(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Put back what :func:`snapshot` copied, in place."""
     with torch.no_grad():
-        for name, value in model.state_dict().items():
+        for name, value in stored(model).items():
             value.copy_(state[name])
 
 
