@@ -70,6 +70,35 @@ def test_tied_weights_are_stored_once_and_tied_again(tmp_path: Path) -> None:
     assert torch.equal(loaded.embed.weight, model.embed.weight)
 
 
+class Versioned(nn.Linear):
+    """Has an extra state, and no forward of its own."""
+
+    def __init__(self, state: object = None) -> None:
+        super().__init__(8, 8)
+        self.state = state
+
+    def get_extra_state(self) -> object:
+        return self.state
+
+    def set_extra_state(self, state: object) -> None:
+        self.state = state
+
+
+def test_extra_states_are_stored_where_json_can(tmp_path: Path) -> None:
+    def net(state: object) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(8, 8), Versioned(state), nn.Linear(8, 4))
+
+    data = [torch.randn(16, 8) for _ in range(4)]
+    options = {"method": "svd", "exclude": "1", "recovery": ["closed-form"]}
+    model = compress(net({"version": [1, "a"]}), data, Budget(params=0.9), **options)  # type: ignore[arg-type]
+    save(model, tmp_path / "model.safetensors")
+    loaded = load(tmp_path / "model.safetensors", net({}))
+    assert torch.equal(loaded(data[0]), model(data[0])) and loaded[1].state == {"version": [1, "a"]}
+    for unstorable in ((1, 2), {1: 2}, object()):
+        with pytest.raises(FileFormatError, match=r"module '1', a .* allowed are tensors"):
+            save(net(unstorable), tmp_path / "other.safetensors")
+
+
 def test_a_truncated_file_is_named(file: Path) -> None:
     content = file.read_bytes()
     for length in (0, 5, 200, len(content) - 10):

@@ -15,19 +15,26 @@ from rankwise.files import write_atomically
 from rankwise.network.state import duplicate
 from rankwise.plan import Plan, attach_plan_, plan_of, reshape_
 
-_PLAN, _ALIASES = "rankwise.plan", "rankwise.aliases"
+_PLAN, _ALIASES, _EXTRA = "rankwise.plan", "rankwise.aliases", "rankwise.extra"
 
 
 def save(model: nn.Module, path: str | Path) -> None:
     """Write ``model`` to ``path`` as safetensors, its plan in the header metadata.
 
-    Shared tensors are stored once, with their other names in the metadata. The file appears whole or
-    not at all.
+    Shared tensors are stored once, with their other names in the metadata, where modules' extra state
+    (``get_extra_state``) goes too. The file appears whole or not at all.
+
+    Raises:
+        FileFormatError: an extra state is neither a tensor nor what JSON gives back as it is.
     """
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
+    extra: dict[str, Any] = {}
     first_name: dict[tuple[Any, ...], str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, torch.Tensor):
+            extra[name] = _storable(name, tensor)
+            continue
         where = (id(tensor) if tensor.is_meta or tensor.numel() == 0 else tensor.data_ptr(),)
         key = (*where, tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if key in first_name:
@@ -36,7 +43,23 @@ def save(model: nn.Module, path: str | Path) -> None:
             first_name[key] = name
             tensors[name] = tensor.detach().contiguous().clone()
     metadata = {"format": "pt", _PLAN: plan_of(model).to_json(), _ALIASES: json.dumps(aliases)}
+    if extra:
+        metadata[_EXTRA] = json.dumps(extra)
     write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def _storable(name: str, state: Any) -> Any:
+    try:
+        same = json.loads(json.dumps(state)) == state
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        module = name.rpartition(".")[0]
+        raise FileFormatError(
+            f"The extra state of module {module!r}, a {type(state).__name__}, cannot be stored; allowed are "
+            "tensors and what JSON gives back as it is: numbers, text, None, lists, dicts with text as keys."
+        )
+    return state
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -59,14 +82,25 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 def _aliases(metadata: dict[str, str], state: Container[str], source: str) -> dict[str, str]:
     """Other names of shared tensors, and the names under which they are stored."""
+    what = "list of shared tensors"
+    aliases = _entries(metadata, _ALIASES, what, source)
+    if not all(isinstance(name, str) and name in state for name in aliases.values()):
+        raise _malformed(what, source)
+    return aliases
+
+
+def _entries(metadata: dict[str, str], key: str, what: str, source: str) -> dict[str, Any]:
     try:
-        aliases = json.loads(metadata.get(_ALIASES, "{}"))
+        entries = json.loads(metadata.get(key, "{}"))
     except ValueError:
-        aliases = None
-    known = isinstance(aliases, dict) and all(isinstance(n, str) and n in state for n in aliases.values())
-    if not known:
-        raise FileFormatError(f"{source!r} has a malformed list of shared tensors in its header.")
-    return dict(aliases)
+        entries = None
+    if not isinstance(entries, dict):
+        raise _malformed(what, source)
+    return entries
+
+
+def _malformed(what: str, source: str) -> FileFormatError:
+    return FileFormatError(f"{source!r} has a malformed {what} in its header.")
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -101,27 +135,28 @@ def load(path: str | Path, skeleton: nn.Module) -> nn.Module:
     except PlanError as error:
         raise PlanError(f"The plan in {str(path)!r} does not fit the skeleton: {error}") from error
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    state: dict[str, torch.Tensor] = {
+    state: dict[str, Any] = {
         name: nn.Parameter(tensor, requires_grad=parameters[name].requires_grad)
         if name in parameters
         else tensor
         for name, tensor in tensors.items()
     }
     state |= {alias: state[name] for alias, name in _aliases(metadata, state, str(path)).items()}
+    state = _entries(metadata, _EXTRA, "list of extra states", str(path)) | state
     _check_fit(model, state, str(path))
     model.load_state_dict(state, strict=True, assign=True)
     attach_plan_(model, plan)
     return model
 
 
-def _check_fit(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+def _check_fit(model: nn.Module, state: dict[str, Any], source: str) -> None:
     expected = model.state_dict()
     problems = [f"missing {name}" for name in expected if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in expected]
     problems += [
         f"{name} has shape {tuple(state[name].shape)}, the skeleton needs {tuple(tensor.shape)}"
         for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
+        if isinstance(tensor, torch.Tensor) and name in state and state[name].shape != tensor.shape
     ]
     if problems:
         listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")

@@ -105,11 +105,14 @@ def test_activations_in_lists_and_dicts_are_copied() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
-def test_scripts_with_buffers() -> None:
+def test_scripts_are_restored_and_copied() -> None:
     model = nn.Sequential(torch.jit.script(nn.BatchNorm1d(3).train()))
+    model[0].bias.requires_grad_(False)
     with preserved(model):
         model(torch.randn(4, 3))
     assert model[0].num_batches_tracked == 0
+    weight, bias = duplicate(model).parameters()
+    assert weight.is_leaf and weight.requires_grad and not bias.requires_grad
 
 
 def test_buffers_made_in_a_pass_are_removed() -> None:

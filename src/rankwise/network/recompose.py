@@ -38,8 +38,8 @@ def recompose(model: nn.Module, original: nn.Module) -> nn.Module | None:
             with torch.no_grad():
                 place.bias.copy_(bias)
         state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
-    own_state = dense.state_dict()
-    if any(key not in own_state or own_state[key].shape != value.shape for key, value in state.items()):
+    shapes = {key: getattr(value, "shape", None) for key, value in dense.state_dict().items()}
+    if any(key not in shapes or shapes[key] != getattr(v, "shape", None) for key, v in state.items()):
         return None
     dense.load_state_dict(state, strict=False)
     return dense

@@ -66,6 +66,11 @@ def check_model(model: nn.Module) -> None:
         )
 
 
+def stored(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors in ``model.state_dict()``, without extra states of other types."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
 def duplicate(model: nn.Module) -> nn.Module:
     """A deep copy of ``model``, also where a module holds a computed tensor, in a list or dict say.
 
@@ -75,7 +80,12 @@ def duplicate(model: nn.Module) -> nn.Module:
     """
     held = (value for module in model.modules() for value in tensors_in(list(vars(module).values())))
     computed = [tensor for tensor in held if tensor.grad_fn is not None]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    with torch.no_grad():  # or the parameters of a TorchScript module would be copied with a history
+        copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
+    for parameter, own in zip(model.parameters(), copied.parameters(), strict=True):
+        if own.requires_grad is not parameter.requires_grad:
+            own.requires_grad_(parameter.requires_grad)
+    return copied
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import nn
 
 from rankwise.errors import CalibrationError
 from rankwise.network.batches import first_batch, length_of
+from rankwise.network.state import stored
 from rankwise.recovery.divergence import divergence
 
 SHARE = 0.125
@@ -103,13 +104,13 @@ def hold_out(batches: Iterable[Any], share: float = SHARE) -> tuple[Part, Part]:
 
 def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
     """A copy of every parameter and buffer of ``model``."""
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return {name: value.detach().clone() for name, value in stored(model).items()}
 
 
 def restore_(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Put back what :func:`snapshot` copied, in place."""
     with torch.no_grad():
-        for name, value in model.state_dict().items():
+        for name, value in stored(model).items():
             value.copy_(state[name])
 
 
