@@ -169,6 +169,6 @@ def find_layers(
     for name in order:
         layer = layers[name]
         parent = model.get_submodule(name.rpartition(".")[0])
-        reason = _static_reason(name, layer.module, owners, parent) or left_out.get(name)
+        reason = left_out.get(name) or _static_reason(name, layer.module, owners, parent)
         found.append(_with_usage(replace(layer, reason=reason), watch.usage.get(name), batch))
     return found
