@@ -387,3 +387,27 @@ class NoGradient(nn.Module):
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.net(x)
+
+
+@pytest.mark.parametrize(
+    "choice", [{"exclude": ["8", "10"]}, {"include": ["0", "3"]}], ids=["exclude", "include"]
+)
+@pytest.mark.parametrize(
+    ("method", "recovery"),
+    [(rankwise.Automatic("fast"), ()), ("whitened", ("closed-form",)), ("whitened", ("distill",))],
+    ids=["auto", "closed-form", "distill"],
+)
+def test_layers_left_out_by_name_keep_weight_and_bias(method: Any, recovery: Any, choice: Any) -> None:
+    model, data = small_cnn(), batches(6)
+    options: dict[str, Any] = {"budget": Budget(params=0.95), "method": method, **choice}
+    small = compress(model, data, recovery=recovery, **options)
+    found = [small, rankwise.apply(plan_of(small), model, data)]
+    for network in found:
+        for index in (8, 10):
+            assert torch.equal(network[index].weight, model[index].weight)
+            assert torch.equal(network[index].bias, model[index].bias)
+    if recovery:  # which did something, and is not repeated
+        assert not any(map(torch.equal, small[3].parameters(), found[1][3].parameters()))
+    else:
+        assert all(map(torch.equal, small.parameters(), found[1].parameters()))
+    assert all(parameter.requires_grad for parameter in small.parameters())

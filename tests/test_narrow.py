@@ -19,7 +19,7 @@ from rankwise.methods import get_method
 from rankwise.narrow import Narrowing
 from rankwise.network import find_layers, model_cost
 from rankwise.network.channels import find_groups
-from rankwise.plan import Plan, plan_of, reshape_
+from rankwise.plan import Plan, outputs_left, plan_of, reshape_
 from rankwise.reapply import apply
 from rankwise.scene import Scene
 from tests.network.architectures import random_batches, settled
@@ -304,6 +304,18 @@ def test_an_error_bound_obeys_wishes() -> None:
     assert any(width % 4 for width in plain)
     assert even == [4 * -(-width // 4) for width in plain]
     assert widths_of("knapsack", method=wide, overrides={"*": {"rank": 5}}) == [5, 5, 5]
+
+
+def test_recoveries_leave_what_was_excluded() -> None:
+    model, data = settled(SmallVGG, 3, 16, 16), random_batches(3, 16, 16)
+    out = ["features.0", "classifier.4"]
+    options = {"budget": Budget(macs=0.7), "method": "interpolative", "exclude": out}
+    small = compress(model, data, **options)
+    assert outputs_left(model, plan_of(small).edits).untouched == set(out)
+    recovered = compress(model, data, recovery=["closed-form"], **options)
+    for name in out:
+        assert torch.equal(small.get_submodule(name).weight, recovered.get_submodule(name).weight)
+    assert not torch.equal(small.features[8].weight, recovered.features[8].weight)
 
 
 def test_a_judge_of_networks_decides_between_groups() -> None:

@@ -81,7 +81,8 @@ def compress(
             closed-form refit is a part of "auto" already.
         example: one batch to count cost with; by default the first calibration batch.
         include: globs or regular expressions of the layers that may change; None means all.
-        exclude: the same for those that must not; wins over ``include``.
+        exclude: the same for those that must not; wins over ``include``. Their weights and biases stay
+            what they are in the refit, "closed-form" and "distill" too.
         overrides: per glob of layer names, any of ``rank``, ``min_rank``, ``max_rank``,
             ``multiple_of``, ``dense``.
         multiple_of: ranks are multiples of this number, but where the largest of a layer is below it.

@@ -1,7 +1,7 @@
 """The decision as data: an ordered list of edits, JSON, versioned, readable, editable, re-appliable."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,10 +14,12 @@ from rankwise.files import json_text, write_text
 from rankwise.methods import methods
 from rankwise.network.batchnorm import fold_batchnorm_
 from rankwise.network.layer import geometry_of
+from rankwise.network.names import EXCLUDED, NOT_INCLUDED
 from rankwise.network.select import apply_selection_, selection_from_json
 from rankwise.network.spec import rebuild
 from rankwise.network.state import duplicate
 from rankwise.network.surgery import get_module, replace_
+from rankwise.recovery import Changed
 
 FORMAT = "rankwise.plan"
 VERSION = 1
@@ -205,13 +207,31 @@ def reshape_(model: nn.Module, plan: Plan) -> None:
             apply_selection_(model, selection_from_json(edit.selection))
 
 
-def outputs_left(original: nn.Module, edits: Iterable[Edit]) -> dict[str, list[int] | None]:
+def outputs_left(original: nn.Module, edits: Iterable[Edit]) -> Changed:
     """For every layer that ``edits`` change: which outputs of ``original`` it still has, None for all.
 
-    Found by doing the selections on a copy whose biases count the channels.
+    Found by doing the selections on a copy whose biases count the channels. Layers that were left out by
+    name and that no edit changes are ``untouched``.
     """
+    edits = list(edits)
+    left = _left(original, edits)
+    return Changed(left, _left_out(edits) - left.keys())
+
+
+def _left_out(edits: Iterable[Edit]) -> set[str]:
+    """The layers that the user's patterns left out; those of a channel group are named in its reason."""
+    found = set()
+    for edit in edits:
+        for reason in (edit.reason or "").split("; ") if edit.op == "keep" else ():
+            name, _, why = reason.rpartition(": ")
+            if why in (EXCLUDED, NOT_INCLUDED):
+                found.add(name or edit.target)
+    return found
+
+
+def _left(original: nn.Module, edits: Iterable[Edit]) -> dict[str, Sequence[int] | None]:
     edits = [edit for edit in edits if edit.op in ("replace", "select")]
-    left: dict[str, list[int] | None] = {edit.target: None for edit in edits if edit.op == "replace"}
+    left: dict[str, Sequence[int] | None] = {edit.target: None for edit in edits if edit.op == "replace"}
     chosen = [edit.selection for edit in edits if edit.op == "select" and edit.selection is not None]
     if not chosen:
         return left

@@ -193,12 +193,12 @@ class Scene:
 def _chosen(
     groups: Sequence[ChannelGroup], names: Iterable[str], include: Patterns | None, exclude: Patterns | None
 ) -> list[ChannelGroup]:
-    """The groups; those with a producer that the patterns leave out are closed with that reason."""
+    """The groups; those with producers that the patterns leave out are closed, which is the reason then."""
     left_out = filter_names(names, include, exclude)
     chosen = []
     for group in groups:
         reasons = [f"{p.name}: {left_out[p.name]}" for p in group.producers if p.name in left_out]
-        chosen.append(replace(group, reason=group.reason or reasons[0]) if reasons else group)
+        chosen.append(replace(group, reason="; ".join(reasons)) if reasons else group)
     return chosen
 
 

@@ -19,7 +19,7 @@ from rankwise.experiments.trials import Trial
 from rankwise.io import load, save
 from rankwise.network.state import duplicate
 from rankwise.plan import outputs_left, plan_of
-from rankwise.recovery import Recovery
+from rankwise.recovery import Changed, Recovery
 from rankwise.recovery.finetune import CHECKPOINT_FILE
 
 SAID = 2000  # characters of what failed processes said that are repeated
@@ -32,7 +32,7 @@ def recovered(
     model = duplicate(compressed)
     known = {name for name, _ in context.model.named_modules()}
     left = outputs_left(context.model, plan_of(model).edits)
-    changed = {name: kept for name, kept in left.items() if name in known}
+    changed = Changed({name: kept for name, kept in left.items() if name in known}, left.untouched)
     calibration = context.bench.calibration
     seconds: dict[str, float] = {}
     for number, row in enumerate(trial.recovery):

@@ -94,7 +94,9 @@ class Recovering:
         def run(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Any) -> None:
             augmented = self._augmented(self.calibration.split)
             limit = {"seconds": None} if self._resumes else {}
-            distill_(model, original, augmented, progress=self.progress, **{**limit, **settings})
+            distill_(
+                model, original, augmented, layers=layers, progress=self.progress, **{**limit, **settings}
+            )
 
         return run
 

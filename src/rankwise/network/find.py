@@ -186,6 +186,6 @@ def find_layers(
         layer = layers[name]
         parent = model.get_submodule(name.rpartition(".")[0])
         holder = holders.get(id(layer.module))
-        reason = _static_reason(name, layer.module, owners, holder, parent) or left_out.get(name)
+        reason = left_out.get(name) or _static_reason(name, layer.module, owners, holder, parent)
         found.append(_with_usage(replace(layer, reason=reason), watch.usage.get(name), batch))
     return found

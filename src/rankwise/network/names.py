@@ -9,6 +9,8 @@ from rankwise.errors import RankwiseError, UnknownNameError
 Pattern = str | re.Pattern[str]
 Patterns = Pattern | Iterable[Pattern]
 
+EXCLUDED, NOT_INCLUDED = "excluded by name", "not among the included names"
+
 
 def as_patterns(patterns: Patterns | None) -> tuple[Pattern, ...]:
     """``patterns`` as a tuple: one pattern, several, or None for none."""
@@ -59,7 +61,7 @@ def filter_names(
     left_out = {}
     for name in names:
         if matches(name, excluded):
-            left_out[name] = "excluded by name"
+            left_out[name] = EXCLUDED
         elif include is not None and not matches(name, included):
-            left_out[name] = "not among the included names"
+            left_out[name] = NOT_INCLUDED
     return left_out

@@ -6,6 +6,7 @@ from rankwise.recovery.distill import Distillation, Distilled, distill_
 from rankwise.recovery.divergence import divergence
 from rankwise.recovery.refit import Fitted, Refit, refit_
 from rankwise.recovery.registry import (
+    Changed,
     NamedRecovery,
     Recovery,
     get_recovery,
@@ -14,6 +15,7 @@ from rankwise.recovery.registry import (
 )
 
 __all__ = [
+    "Changed",
     "Distillation",
     "Distilled",
     "Fitted",

@@ -33,7 +33,7 @@ from rankwise.recovery.imitation import (
     relative_error,
     watched,
 )
-from rankwise.recovery.registry import Layers, register_recovery
+from rankwise.recovery.registry import Layers, register_recovery, untouched_of
 
 Tensor = torch.Tensor
 
@@ -94,6 +94,7 @@ def distill_(
     batches: Iterable[Any],
     settings: Distillation | None = None,
     *,
+    layers: Layers = (),
     progress: Progress = silent,
     **changes: Any,
 ) -> Distilled:
@@ -111,6 +112,7 @@ def distill_(
             augmented anew in each pass where they augment. Of other batches the last ones are held out;
             where two passes differ (a loader that shuffles), those of one pass are used.
         settings: see :class:`Distillation`; ``changes`` replace single ones.
+        layers: a :class:`rankwise.recovery.Changed` names layers that are not trained.
         progress: called after every look at the held-out examples.
 
     Raises:
@@ -121,6 +123,8 @@ def distill_(
         train, held = _divided(batches, settings.held_out)
         original.eval().requires_grad_(False)
         model.eval()
+        for name in untouched_of(layers):
+            model.get_submodule(name).requires_grad_(False)
         return _Run(model, original, train, held, settings, progress).run()
 
 
@@ -304,4 +308,4 @@ def _endless(batches: Iterable[Any], count: int) -> Iterator[Any]:
 @register_recovery("distill")
 def _distill(model: nn.Module, original: nn.Module, batches: Iterable[Any], layers: Layers) -> None:
     """Distillation with the default settings."""
-    distill_(model, original, batches)
+    distill_(model, original, batches, layers=layers)

@@ -26,7 +26,7 @@ from rankwise.recovery.bias import biased
 from rankwise.recovery.divergence import has_classes
 from rankwise.recovery.holdout import SHARE, hold_out, unless_harmful_
 from rankwise.recovery.mixing import mixed
-from rankwise.recovery.registry import Layers, register_recovery
+from rankwise.recovery.registry import Layers, register_recovery, untouched_of
 from rankwise.recovery.regression import Regression, Subject
 from rankwise.recovery.wanted import Pair, Wanted, shared_batchnorm
 from rankwise.statistics import LayerStatistics, Statistic, collect
@@ -108,7 +108,8 @@ def refit_(
         model: a compressed network; changed in place.
         original: the network that it comes from, with the same names of modules; left as it is.
         batches: calibration batches, read once per layer; labels are not read.
-        layers: for layers that lost outputs, which of the original's outputs they still have, in order.
+        layers: for layers that lost outputs, which of the original's outputs they still have, in order;
+            a :class:`rankwise.recovery.Changed` names those too that keep their weights and biases.
         settings: see :class:`Refit`.
         progress: called as ``progress("refit", done, total)``, in layers, and while gradients are collected.
 
@@ -130,6 +131,7 @@ class _Run:
     ) -> None:
         self.model, self.original, self.settings = model, original, settings
         self.kept = layers if isinstance(layers, Mapping) else {}
+        self.untouched = untouched_of(layers)
         self.fit, self.held = hold_out(batches, settings.holdout)
         if not len(self.fit):
             raise CalibrationError("The closed-form refit was given no calibration batches; it needs one.")
@@ -143,7 +145,7 @@ class _Run:
         """Every layer that may be touched, in order."""
         found = [layer for layer in find_layers(self.original, self.example) if layer.reason is None]
         subjects = [s for layer in found if (s := Subject.of(layer, self.model)) is not None]
-        reasons = {s.layer.name: self._too_large(s) for s in subjects}
+        reasons = {s.layer.name: self._left_alone(s) for s in subjects}
         metrics = self._metrics([s for s in subjects if s.chain and not reasons[s.layer.name]], progress)
         done = {}
         for count, subject in enumerate(subjects):
@@ -153,8 +155,10 @@ class _Run:
             done[name] = Fitted(reason=reason) if reason else self._refit(subject, metrics.get(name))
         return done
 
-    def _too_large(self, subject: Subject) -> str | None:
+    def _left_alone(self, subject: Subject) -> str | None:
         """Why the sums of a layer, over the examples to fit, blends and those held out, are not made."""
+        if subject.layer.name in self.untouched:
+            return "left out by name"
         columns, largest = subject.geometry.columns, self.settings.largest
         if columns > largest:
             return f"its matrix has {columns} columns; at most {largest} are refitted"

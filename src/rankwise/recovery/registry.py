@@ -11,10 +11,25 @@ from rankwise.errors import UnknownNameError
 Layers = Mapping[str, Sequence[int] | None] | Sequence[str]
 """The layers that compression changed; a mapping says which of their outputs are left (None: all)."""
 
+
+class Changed(dict[str, Sequence[int] | None]):
+    """Layers as a mapping, and the names of those that no recovery may change, in ``untouched``."""
+
+    def __init__(self, left: Mapping[str, Sequence[int] | None], untouched: Iterable[str] = ()) -> None:
+        super().__init__(left)
+        self.untouched = frozenset(untouched)
+
+
+def untouched_of(layers: Layers) -> frozenset[str]:
+    """The layers whose weights and biases must stay what they are."""
+    return layers.untouched if isinstance(layers, Changed) else frozenset()
+
+
 Recovery = Callable[[nn.Module, nn.Module, Iterable[Any], Layers], None]
 """``recover(model, original, batches, layers)`` changes ``model`` in place.
 
-``layers`` are the layers that compression changed; ``batches`` may be iterated over
+``layers`` are the layers that compression changed, out of :func:`rankwise.compress` a :class:`Changed`;
+``batches`` may be iterated over
 more than once; no recovery here needs labels. ``original`` is left as it was.
 """
 
