@@ -23,6 +23,9 @@ def save(model: nn.Module, path: str | Path) -> None:
 
     Shared tensors are stored once, with their other names in the metadata. The file appears whole or
     not at all.
+
+    Raises:
+        OSError: it cannot be written.
     """
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
@@ -36,7 +39,10 @@ def save(model: nn.Module, path: str | Path) -> None:
             first_name[key] = name
             tensors[name] = tensor.detach().contiguous().clone()
     metadata = {"format": "pt", _PLAN: plan_of(model).to_json(), _ALIASES: json.dumps(aliases)}
-    write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
+    try:
+        write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
+    except SafetensorError as error:
+        raise OSError(f"{str(path)!r} could not be written: {error}.") from error
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

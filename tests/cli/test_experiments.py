@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas
 from tests.cli.test_cli import Run, run
 from tests.experiments.small import written
+from tests.report.synthetic import write_json
 
 from rankwise.experiments.config import json_schema
 
@@ -78,3 +79,19 @@ def test_schema_is_the_one_in_the_documentation(run: Run, tmp_path: Path) -> Non
     run("schema", "--out", str(path))
     kept = Path(__file__).parents[2] / "docs" / "experiment.schema.json"
     assert path.read_text() == kept.read_text(), f"rankwise schema --out {kept}"
+
+
+def test_results_of_a_single_compression_and_of_training(run: Run, tmp_path: Path) -> None:
+    stage = {"top1": 0.9, "macs_fraction": 0.5}
+    common = {"model": "m", "method": "auto", "allocator": "knapsack", "original": stage, "compressed": stage}
+    write_json(tmp_path / "a" / "metrics.json", {**common, "budget": {"macs": 0.5}})
+    write_json(tmp_path / "b" / "metrics.json", {**common, "budget": {"macs": 0.5, "params": 0.6}})
+    write_json(tmp_path / "c" / "metrics.json", {"failed": "BudgetError: no"})
+    write_json(tmp_path / "t" / "metrics.json", {"model": "m", "before": stage, "after": stage})
+    shown = run("results", str(tmp_path))
+    assert shown.returncode == 0 and "3 trials, 1 failed, 0 unreadable" in shown.stdout
+    assert (
+        "auto / knapsack" in shown.stdout
+        and "macs=0.5,params=0.6" in shown.stdout
+        and "90.00" in shown.stdout
+    )

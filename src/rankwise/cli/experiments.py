@@ -28,7 +28,10 @@ _OUTCOMES = {"finished": "finished", "failed": "failed", "missing": "to do"}
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the trials [default: runs/ and the file's name].")
+        Path | None,
+        typer.Option(
+            help="Folder for the trials [default: runs/ and the file's name].", callback=options.folder
+        ),
     ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides the file: budgets.0=0.7")
@@ -127,21 +130,48 @@ def _short(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def _print(title: str, found: Sequence[dict[str, Any]]) -> None:
     """Per model, method and allocator the mean over the seeds, at some of the budgets."""
-    targets = sorted({metrics["target"] for metrics in found}, reverse=True)
+    targets = list(dict.fromkeys(map(_target, sorted(found, key=_kept, reverse=True))))
     step = max(1, -(-len(targets) // COLUMNS))
     shown = targets[::step]
-    values: dict[tuple[str, str], dict[float, list[dict[str, Any]]]] = {}
+    values: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for metrics in found:
-        of_row = values.setdefault((metrics["model"], metrics["label"]), {})
-        of_row.setdefault(metrics["target"], []).append(metrics)
+        of_row = values.setdefault((str(metrics.get("model", "-")), _label(metrics)), {})
+        of_row.setdefault(_target(metrics), []).append(metrics)
     several = len({model for model, _ in values}) > 1
     rows = [
         [f"{model}: {label}" if several else label, *(_mean(of_row.get(target, [])) for target in shown)]
         for (model, label), of_row in values.items()
     ]
-    measure = found[0]["measure"] if found else ""
-    head = ("method / allocator", *(f"{measure}={target:g}" for target in shown))
+    head = ("method / allocator", *shown)
     print_table(title, head, rows, right=range(1, len(head)))
+
+
+def _measure(metrics: dict[str, Any]) -> str:
+    """The measures of the budget: one in an experiment, one or several of ``rankwise compress``."""
+    return "+".join(_budget(metrics))
+
+
+def _budget(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What was to be kept, by measure."""
+    if "target" in metrics:
+        return {str(metrics.get("measure")): metrics["target"]}
+    return dict(metrics.get("budget") or {})
+
+
+def _kept(metrics: dict[str, Any]) -> float:
+    """The first number of the budget."""
+    return next((kept for kept in _budget(metrics).values() if isinstance(kept, (int, float))), 0.0)
+
+
+def _target(metrics: dict[str, Any]) -> str:
+    """The budget as text: ``macs=0.5``."""
+    return ",".join(f"{name}={kept}" for name, kept in _budget(metrics).items())
+
+
+def _label(metrics: dict[str, Any]) -> str:
+    """Method and allocator; an experiment has told its own apart."""
+    both = " / ".join(str(metrics[name]) for name in ("method", "allocator") if name in metrics)
+    return str(metrics.get("label") or both or "-")
 
 
 def _mean(found: Sequence[dict[str, Any]]) -> str:
@@ -156,8 +186,12 @@ def _mean(found: Sequence[dict[str, Any]]) -> str:
 
 def results(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders of results.")],
-    csv: Annotated[Path | None, typer.Option(help="Write the table there as CSV.")] = None,
-    parquet: Annotated[Path | None, typer.Option(help="Write the table there as Parquet.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write the table there as CSV.", callback=options.file)
+    ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(help="Write the table there as Parquet.", callback=options.file)
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Show the trials in one or several folders, or write them as one table."""
@@ -175,8 +209,8 @@ def results(
         print_json({"trials": [_short(trial) for trial in found.trials], "unreadable": unreadable})
         return
     titles = [str(experiment.get("title", "")) for experiment in found.experiments]
-    for measure in dict.fromkeys(trial["measure"] for trial in found.trials):
-        _print(", ".join(titles), [trial for trial in found.trials if trial["measure"] == measure])
+    for measure in dict.fromkeys(map(_measure, found.trials)):
+        _print(", ".join(titles), [trial for trial in found.trials if _measure(trial) == measure])
     failed = sum("failed" in trial for trial in found.trials)
     typer.echo(f"{len(found.trials)} trials, {failed} failed, {len(found.unreadable)} unreadable")
 
@@ -197,7 +231,9 @@ def _written(path: Path, write: Any, count: int) -> None:
 
 
 def schema(
-    out: Annotated[Path | None, typer.Option(help="File for it [default: print it].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for it [default: print it].", callback=options.file)
+    ] = None,
 ) -> None:
     """Print the JSON schema of experiment files, for editors."""
     if out is None:

@@ -17,12 +17,21 @@ from rankwise.report.trials import read_study
 def report(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of study, or one metrics.json.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="The page [default: PATH/report.html].")
+        Path | None,
+        typer.Option(
+            metavar="FILE.html", help="The page [default: PATH/report.html].", callback=options.file
+        ),
     ] = None,
     pdf: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also the charts as PDF files, for papers.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Also the charts as PDF files, for papers.", callback=options.folder
+        ),
     ] = None,
-    png: Annotated[Path | None, typer.Option(metavar="DIR", help="Also the charts as PNG files.")] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also the charts as PNG files.", callback=options.folder),
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Serve the page on this machine, renewed as trials finish.")
     ] = False,
