@@ -137,7 +137,7 @@ class Network(NamedTuple):
 
 def networks_of(trials: Sequence[Trial]) -> list[Network]:
     """The network of each trial; one without the hash, as may be where it failed, counts to the first."""
-    named = [tuple(text(t.metrics.get(name)) for name in ("model", "data", "weights")) for t in trials]
+    named = [(text(t.metrics.get("model")), text(t.metrics.get("data")), _weights(t)) for t in trials]
     hashes: dict[tuple[str, str], list[str]] = {}
     for model, data, weights in named:
         known = hashes.setdefault((model, data), [])
@@ -148,6 +148,12 @@ def networks_of(trials: Sequence[Trial]) -> list[Network]:
         Network(model, data, (weights or several[model, data][0]) if (model, data) in several else "")
         for model, data, weights in named
     ]
+
+
+def _weights(trial: Trial) -> str:
+    """What tells a network from others of its name: the hash, but not between repetitions trained alike."""
+    alike = table(trial.metrics.get("train")).get("each_seed") is True
+    return "of each repetition" if alike else text(trial.metrics.get("weights"))
 
 
 def original_of(trials: Iterable[Trial], name: str) -> float | None:
