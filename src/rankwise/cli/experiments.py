@@ -45,7 +45,7 @@ def run(
     ] = None,
     ray_address: Annotated[str | None, typer.Option(help="ray: an existing cluster, or auto.")] = None,
     cpus: Annotated[int, typer.Option(min=1, help="ray: cores of each task.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="ray: GPUs of each task.")] = 0.0,
+    gpus: Annotated[float, typer.Option(min=0, help="ray: GPUs of each task, for fine-tuning.")] = 0.0,
     memory: Annotated[float | None, typer.Option(min=0, help="ray: GiB of each task.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials and do nothing.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do failed trials again.")] = False,
