@@ -166,6 +166,11 @@ def test_methods_lists_what_each_needs(run: Run) -> None:
         (("inspect", "digits_cnn", "--data", "random:3,32,32"), "'digits_cnn' cannot read"),
         (("tradeoff", "digits_cnn", "--data", "random:3,32,32"), "'digits_cnn' cannot read"),
         (("evaluate", "digits_cnn", "--data", "digits", "--weights", "."), "is a folder"),
+        (("compress", "digits_cnn", "--data", "digits", "--budget", "latency=abc"), "such as 0.8ms"),
+        (
+            ("compress", "digits_cnn", "--data", "digits", "--budget", "latency=0.5,batch_size=0"),
+            "batch_size=0 was",
+        ),
     ],
 )
 def test_failures_are_one_message_and_exit_code_1(run: Run, arguments: tuple[str, ...], message: str) -> None:
@@ -365,7 +370,7 @@ def test_report_writes_the_page_and_names_what_it_cannot_read(run: Run, tmp_path
     results = write_results(tmp_path / "runs", ["svd"], [0.3, 0.6], 2)
     (results / "trials" / "0000" / "metrics.json").write_text("{")
     shown = run("report", str(results), "--png", str(tmp_path / "figures"), "--out", str(tmp_path / "a.html"))
-    assert shown.returncode == 0 and "3 trials, 0 failed, 1 unreadable files" in shown.stdout
+    assert shown.returncode == 0 and "3 trials, 0 failed, unreadable: 1 file" in shown.stdout
     assert "0000/metrics.json: it is no JSON" in shown.stderr.replace("\n", "")
     assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
     assert len(list((tmp_path / "figures").glob("*.png"))) == 6

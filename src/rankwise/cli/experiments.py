@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from rankwise.cli import options
-from rankwise.cli.console import errors, percent, print_json, print_table, progress_bars
+from rankwise.cli.console import counted, errors, percent, print_json, print_table, progress_bars
 from rankwise.errors import RankwiseError
 from rankwise.experiments.config import json_schema
 from rankwise.experiments.engines import Engine, Local, OnRay
@@ -18,6 +18,8 @@ from rankwise.experiments.runner import State, run_experiment, state_of
 from rankwise.experiments.source import read_experiment
 from rankwise.experiments.trials import Trial, trials_of
 from rankwise.files import json_text, write_atomically, write_text
+from rankwise.report.curves import Network, networks_of
+from rankwise.report.trials import Trial as Read
 from rankwise.results import Results, read, read_metrics
 
 WIDTH = 80
@@ -106,7 +108,7 @@ def _counts(state: State) -> dict[str, int]:
 def _summary(state: State) -> str:
     parts = [f"{count} {_OUTCOMES[name]}" for name, count in _counts(state).items() if count]
     again = "; --retry-failed does these again" if state.failed else ""
-    return f"{sum(_counts(state).values())} trials: {', '.join(parts)}{again}"
+    return f"{counted(sum(_counts(state).values()), 'trial')}: {', '.join(parts)}{again}"
 
 
 def _list(trials: Sequence[Trial], state: State, out: Path, json: bool) -> None:
@@ -129,18 +131,19 @@ def _short(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(title: str, found: Sequence[dict[str, Any]]) -> None:
-    """Per model, method and allocator the mean over the seeds, at some of the budgets."""
+    """Per network, method and allocator the mean over the seeds, at some of the budgets."""
     targets = list(dict.fromkeys(map(_target, sorted(found, key=_kept, reverse=True))))
     step = max(1, -(-len(targets) // COLUMNS))
     shown = targets[::step]
-    values: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
-    for metrics in found:
-        of_row = values.setdefault((str(metrics.get("model", "-")), _label(metrics)), {})
+    networks = networks_of([Read(Path(), metrics) for metrics in found])
+    values: dict[tuple[Network, str], dict[str, list[dict[str, Any]]]] = {}
+    for metrics, network in zip(found, networks, strict=True):
+        of_row = values.setdefault((network, _label(metrics)), {})
         of_row.setdefault(_target(metrics), []).append(metrics)
-    several = len({model for model, _ in values}) > 1
+    several = len(set(networks)) > 1
     rows = [
-        [f"{model}: {label}" if several else label, *(_mean(of_row.get(target, [])) for target in shown)]
-        for (model, label), of_row in values.items()
+        [f"{its.label}: {label}" if several else label, *(_mean(of_row.get(target, [])) for target in shown)]
+        for (its, label), of_row in values.items()
     ]
     head = ("method / allocator", *shown)
     print_table(title, head, rows, right=range(1, len(head)))
@@ -212,14 +215,14 @@ def results(
     for measure in dict.fromkeys(map(_measure, found.trials)):
         _print(", ".join(titles), [trial for trial in found.trials if _measure(trial) == measure])
     failed = sum("failed" in trial for trial in found.trials)
-    typer.echo(f"{len(found.trials)} trials, {failed} failed, {len(found.unreadable)} unreadable")
+    typer.echo(f"{counted(len(found.trials), 'trial')}, {failed} failed, {len(found.unreadable)} unreadable")
 
 
 def _warn(found: Results) -> None:
     for path, reason in found.unreadable.items():
         errors.print(f"left out: {path}: {reason}", markup=False, soft_wrap=True)
     if found.unreadable:
-        errors.print(f"{len(found.unreadable)} files are unreadable", markup=False)
+        errors.print(f"unreadable: {counted(len(found.unreadable), 'file')}", markup=False)
 
 
 def _written(path: Path, write: Any, count: int) -> None:
@@ -227,7 +230,7 @@ def _written(path: Path, write: Any, count: int) -> None:
         write_atomically(path, write)
     except ImportError as error:
         raise RankwiseError(f"Writing {path} needs pyarrow: pip install rankwise[report].") from error
-    typer.echo(f"written to {path}: {count} trials", err=True)
+    typer.echo(f"written to {path}: {counted(count, 'trial')}", err=True)
 
 
 def schema(

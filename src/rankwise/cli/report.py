@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rankwise.cli import options
-from rankwise.cli.console import print_json
+from rankwise.cli.console import counted, print_json
 from rankwise.errors import RankwiseError
 from rankwise.report.figures import write_figures
 from rankwise.report.page import write_page
@@ -61,7 +61,8 @@ def report(
     if json:
         print_json({"page": str(page), "written": list(map(str, written)), **counts})
         return
-    typer.echo(f"{counts['trials']} trials, {failed} failed, {len(study.unreadable)} unreadable files")
+    unreadable = counted(len(study.unreadable), "file")
+    typer.echo(f"{counted(len(study.trials) - failed, 'trial')}, {failed} failed, unreadable: {unreadable}")
     for file, why in study.unreadable:
         typer.echo(f"unreadable: {file}: {why}", err=True)
     typer.echo("written: " + ", ".join(map(str, written)))
