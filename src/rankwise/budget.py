@@ -146,6 +146,7 @@ def _value(name: str, text: str) -> Any:
     if name in ("device", "runtime", "dtype") or (name == "latency" and text.endswith("s")):
         return text
     try:
-        return int(text) if text.isdigit() and int(text) >= 1 else float(text)
+        return int(text) if text.isdecimal() else float(text)
     except ValueError as error:
-        raise BudgetError(f"Budget {name}={text!r} was given; a number is needed.") from error
+        unit = ", or a time with its unit, such as 0.8ms" if name == "latency" else ""
+        raise BudgetError(f"Budget {name}={text!r} was given; allowed is a number{unit}.") from error

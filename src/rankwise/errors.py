@@ -44,6 +44,10 @@ class TrainingError(RankwiseError):
     """Training diverged, was given settings that do not fit, or a checkpoint cannot be written or resumed."""
 
 
+class OptionError(RankwiseError, ValueError):
+    """An option of a method, an allocator or a training has a value that is not allowed."""
+
+
 class UnknownNameError(RankwiseError):
     """A name is not registered; the message holds the nearest names and the allowed ones."""
 

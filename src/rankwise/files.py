@@ -8,6 +8,26 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from rankwise.errors import RankwiseError
+
+
+def check_writable(path: Path, *, folder: bool) -> None:
+    """Make sure that ``path``, a folder for files or a file, can be written; nothing is made.
+
+    Raises:
+        RankwiseError: it is the other of the two, or lies where nothing may be written.
+    """
+    if not folder and path.is_dir():
+        raise RankwiseError(f"{path} was given to write to, and is a folder; allowed is the name of a file.")
+    start = path if folder else path.parent
+    place = next(found for found in (start, *start.parents) if found.exists())
+    if not place.is_dir():
+        raise RankwiseError(f"{path} was given to write to, and {place} is a file; allowed is a folder.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise RankwiseError(
+            f"{path} was given to write to, and {place} does not let you; allowed is a folder that does."
+        )
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it onto ``path``.

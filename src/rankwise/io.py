@@ -26,6 +26,7 @@ def save(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         FileFormatError: an extra state is neither a tensor nor what JSON gives back as it is.
+        OSError: it cannot be written.
     """
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
@@ -45,7 +46,10 @@ def save(model: nn.Module, path: str | Path) -> None:
     metadata = {"format": "pt", _PLAN: plan_of(model).to_json(), _ALIASES: json.dumps(aliases)}
     if extra:
         metadata[_EXTRA] = json.dumps(extra)
-    write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
+    try:
+        write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
+    except SafetensorError as error:
+        raise OSError(f"{str(path)!r} could not be written: {error}.") from error
 
 
 def _storable(name: str, state: Any) -> Any:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "rankwise.metrics", 1
 EXPERIMENT_FILE, METRICS_FILE, MODEL_FILE = "experiment.json", "metrics.json", "model.safetensors"
 
+TRAINING = "it is of a training run, which is no trial"
+
 _IDENTITY = (
     *("key", "model", "data", "method", "allocator", "label", "measure", "target", "repetition", "seed"),
     *("method_options", "allocator_options", "schedule", "recovery", "failed", "weights"),
@@ -61,7 +63,7 @@ class Results:
 def load(path: str | Path | Sequence[str | Path]) -> "pandas.DataFrame":
     """The table of all trials under ``path``: a folder of results, one above several, or several of them.
 
-    What ``rankwise compress --out`` wrote counts as a trial.
+    What ``rankwise compress --out`` wrote counts as a trial, what ``rankwise finetune`` wrote does not.
 
     Files that cannot be read are left out; ``table.attrs["unreadable"]`` maps their paths to the reasons.
 
@@ -95,6 +97,8 @@ def read(path: str | Path | Sequence[str | Path]) -> Results:
                 unreadable[file] = reason
         for file in sorted(root.rglob(METRICS_FILE)):
             content, reason = _metrics(file)
+            if reason == TRAINING:
+                continue
             if reason is not None:
                 unreadable[file] = reason
                 continue
@@ -126,6 +130,8 @@ def _metrics(file: Path) -> tuple[dict[str, Any], str | None]:
     if not isinstance(version, int) or version > VERSION:
         return {}, f"it has version {version!r}; this rankwise reads versions up to {VERSION}"
     stages = [content.get(stage, {}) for stage in _STAGES]
+    if {"before", "after"} <= content.keys():
+        return {}, TRAINING
     if not all(isinstance(stage, dict) for stage in stages) or not ("failed" in content or stages[1]):
         return {}, "it has neither figures nor the reason of a failure"
     return content, None

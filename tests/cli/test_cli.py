@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from safetensors import SafetensorError
 from tests.report.synthetic import write_json, write_results
+from typer.main import get_command
 
 from rankwise.cli import console
-from rankwise.cli.main import main
+from rankwise.cli.main import app, main
 from rankwise.plan import Plan
 
 
@@ -155,6 +157,20 @@ def test_methods_lists_what_each_needs(run: Run) -> None:
         (("evaluate", "digits_cnn", "--data", "digits", "--device", "gpu"), "which torch does not know"),
         (("compare", "digits_cnn", "digits_cnn", "--data", "digits", "--device", "meta"), "cpu and cuda"),
         (("tradeoff", "digits_cnn", "--data", "digits", "--device", "cuda:99"), "device='cuda:99' was given"),
+        (("compress", "digits_cnn", "--data", "digits", "--method", "foo"), "auto, bn_scale"),
+        (("compress", "digits_cnn", "--data", "digits", "--method", "auto,svd"), "itself brings the methods"),
+        (("compress", "digits_cnn", "--data", "digits", "--max-memory", "0"), "above 0"),
+        (("plan", "digits_cnn", "--data", "digits", "--max-memory", "-1"), "above 0"),
+        (("compress", "digits_cnn", "--data", "random:3,32,32"), "3x32x32 of float32; allowed are examples"),
+        (("evaluate", "cifar10_resnet20", "--data", "random:7"), "cannot read what 'random:7' gives"),
+        (("inspect", "digits_cnn", "--data", "random:3,32,32"), "'digits_cnn' cannot read"),
+        (("tradeoff", "digits_cnn", "--data", "random:3,32,32"), "'digits_cnn' cannot read"),
+        (("evaluate", "digits_cnn", "--data", "digits", "--weights", "."), "is a folder"),
+        (("compress", "digits_cnn", "--data", "digits", "--budget", "latency=abc"), "such as 0.8ms"),
+        (
+            ("compress", "digits_cnn", "--data", "digits", "--budget", "latency=0.5,batch_size=0"),
+            "batch_size=0 was",
+        ),
     ],
 )
 def test_failures_are_one_message_and_exit_code_1(run: Run, arguments: tuple[str, ...], message: str) -> None:
@@ -162,6 +178,106 @@ def test_failures_are_one_message_and_exit_code_1(run: Run, arguments: tuple[str
     assert done.returncode == 1 and done.stdout == ""
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "pca", "--method-option", "centred=maybe"), "centred='maybe' was given"),
+        (("--method", "pfp", "--method-option", "randomized=x"), "allowed: true, false"),
+        (("--method", "svd", "--method-option", "folding=al"), "folding='al' was given"),
+        (("--method", "svd", "--method-option", "metric=foo"), "allowed: identity, input"),
+        (("--method", "svd", "--method-option", "ratio=2"), "Options of method 'svd'"),
+        (("--method", "svd", "--method-option", "energy=abc"), "allowed: a number, null"),
+        (("--method", "relu_aware", "--method-option", "iterations=x"), "allowed: a whole number"),
+        (
+            ("--method", "relu_aware", "--method-option", 'penalties=["x"]'),
+            "a list of which each is a number",
+        ),
+        (("--method", "auto", "--method-option", "effort=3"), "allowed: a name"),
+        (("--method", "svd", "--allocator-option", "gap=x"), "option of allocator 'knapsack'"),
+        (("--allocator", "iterative", "--allocator-option", "step=2"), "below 1"),
+    ],
+)
+def test_options_of_wrong_values_are_told(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    done = run("compress", "digits_cnn", "--data", "digits", *arguments)
+    assert done.returncode == 1 and message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr and max(map(len, done.stderr.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ["compress", "plan", "apply", "finetune", "demo", "run", "results"])
+def test_a_place_that_cannot_be_written_is_told_before_any_work(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def at_work(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    for name in ("cli.compression.load_model", "experiments.single.load_any", "cli.demo.run_demo"):
+        monkeypatch.setattr(f"rankwise.{name}", at_work)
+    taken = tmp_path / "file"
+    taken.write_text("")
+    words = {
+        "compress": ("digits_cnn", "--data", "digits"),
+        "plan": ("digits_cnn", "--data", "digits"),
+        "apply": ("plan.json", "digits_cnn"),
+        "finetune": ("digits_cnn", "--data", "digits", "--epochs", "1"),
+        "run": ("none.yaml",),
+        "results": (str(tmp_path),),
+    }.get(command, ())
+    option = "--csv" if command == "results" else "--out"
+    done = run(command, *words, option, str(taken / "in"))
+    assert done.returncode == 1 and done.stdout == ""
+    assert f"{taken} is a file; allowed is a folder" in done.stderr.replace("\n", " ").replace("  ", " ")
+
+
+def test_no_input_is_overwritten(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    common = ("--data", "digits", "--calibration", "64", "--method", "svd", "--out", str(out))
+    done = run("compress", "digits_cnn", *common)
+    assert done.returncode == 0 and "digits_cnn has random weights" in done.stderr
+    assert run("compress", "digits_cnn", *common).returncode == 0  # an earlier result may be
+    kept = {file: file.read_bytes() for file in out.iterdir()}
+    model = str(out / "model.safetensors")
+    for command in (
+        ("compress", model, *common),
+        ("compress", "digits_cnn", *common, "--weights", model),
+        (
+            "finetune",
+            model,
+            "--data",
+            "digits",
+            "--epochs",
+            "1",
+            "--out",
+            str(tmp_path / "other" / ".." / "out"),
+        ),
+        ("apply", str(out / "plan.json"), "digits_cnn", "--out", str(out / "plan.json")),
+    ):
+        refused = run(*command)
+        assert refused.returncode == 1 and "read and overwritten" in " ".join(refused.stderr.split())
+    assert kept == {file: file.read_bytes() for file in out.iterdir()}
+    weights = run("evaluate", model, "--data", "digits", "--weights", model)
+    assert weights.returncode == 1 and "holds its own" in " ".join(weights.stderr.split())
+    assert run("inspect", model).returncode == 0
+
+
+def test_what_was_not_saved_is_said_and_flips_are_shown(run: Run) -> None:
+    common = ("--data", "digits", "--calibration", "64", "--method", "svd")
+    assert "nothing was saved" in run("compress", "digits_cnn", *common).stdout
+    shown = run("evaluate", "digits_cnn", "--data", "digits", "--reference", "digits_cnn")
+    assert "of digits_cnn's right decisions the network gets 0 wrong" in shown.stdout
+    assert "confidence" not in shown.stdout and "100.00 %" in shown.stdout
+
+
+def test_a_full_disk_is_a_message(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("rankwise.io.save_file", full)
+    common = ("--data", "digits", "--calibration", "64", "--method", "svd", "--out", str(tmp_path))
+    done = run("compress", "digits_cnn", *common)
+    assert done.returncode == 1 and "could not be written: No space left" in " ".join(done.stderr.split())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_data_says_what_was_looked_for_and_how_to_get_it(
@@ -225,6 +341,14 @@ def test_a_command_that_is_not_understood_exits_with_2(run: Run) -> None:
     assert run("compress", "digits_cnn").returncode == 2
 
 
+def test_no_help_loses_its_defaults_or_cuts_a_name(run: Run) -> None:
+    for name, command in get_command(app).commands.items():
+        shown = " ".join(run(name, "--help").stdout.split())
+        for option in command.params:
+            assert " ".join(str(getattr(option, "help", None) or "").split()) in shown
+            assert all(flag in shown for flag in option.opts if flag.startswith("-"))
+
+
 def test_the_help_names_every_command(run: Run) -> None:
     shown = run("--help").stdout
     for command in ("demo", "compress", "evaluate", "compare", "inspect", "methods", "plan", "apply"):
@@ -246,7 +370,7 @@ def test_report_writes_the_page_and_names_what_it_cannot_read(run: Run, tmp_path
     results = write_results(tmp_path / "runs", ["svd"], [0.3, 0.6], 2)
     (results / "trials" / "0000" / "metrics.json").write_text("{")
     shown = run("report", str(results), "--png", str(tmp_path / "figures"), "--out", str(tmp_path / "a.html"))
-    assert shown.returncode == 0 and "3 trials, 0 failed, 1 unreadable files" in shown.stdout
+    assert shown.returncode == 0 and "3 trials, 0 failed, unreadable: 1 file" in shown.stdout
     assert "0000/metrics.json: it is no JSON" in shown.stderr.replace("\n", "")
     assert (tmp_path / "a.html").read_text().startswith("<!doctype html>")
     assert len(list((tmp_path / "figures").glob("*.png"))) == 6

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas
 from tests.cli.test_cli import Run, run
 from tests.experiments.small import written
+from tests.report.synthetic import write_json
 
 from rankwise.experiments.config import json_schema
 
@@ -54,7 +55,7 @@ def test_a_broken_file_is_named_and_counted(run: Run, tmp_path: Path) -> None:
     broken = next(out.glob("trials/*/metrics.json"))
     broken.write_text("{")
     shown = run("results", str(out))
-    assert str(broken) in shown.stderr and "1 trials, 0 failed, 1 unreadable" in shown.stdout
+    assert str(broken) in shown.stderr and "1 trial, 0 failed, 1 unreadable" in shown.stdout
 
 
 def test_mistakes_are_exit_code_1_with_a_place(run: Run, tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_mistakes_are_exit_code_1_with_a_place(run: Run, tmp_path: Path) -> None
 def test_nothing_finished_is_a_failure(run: Run, tmp_path: Path) -> None:
     file = str(written(tmp_path, TEXT.replace(", svd", "").replace("0.9, ", "", 1)))
     failed = run("run", file, "--out", str(tmp_path / "out"), "--jobs", "1")
-    assert failed.returncode == 1 and "1 trials: 1 failed" in failed.stdout
+    assert failed.returncode == 1 and "1 trial: 1 failed" in failed.stdout
 
 
 def test_schema_is_the_one_in_the_documentation(run: Run, tmp_path: Path) -> None:
@@ -78,3 +79,23 @@ def test_schema_is_the_one_in_the_documentation(run: Run, tmp_path: Path) -> Non
     run("schema", "--out", str(path))
     kept = Path(__file__).parents[2] / "docs" / "experiment.schema.json"
     assert path.read_text() == kept.read_text(), f"rankwise schema --out {kept}"
+
+
+def test_results_of_a_single_compression_and_of_training(run: Run, tmp_path: Path) -> None:
+    stage = {"top1": 0.9, "macs_fraction": 0.5}
+    common = {"model": "m", "method": "auto", "allocator": "knapsack", "original": stage, "compressed": stage}
+    write_json(tmp_path / "a" / "metrics.json", {**common, "budget": {"macs": 0.5}})
+    write_json(tmp_path / "b" / "metrics.json", {**common, "budget": {"macs": 0.5, "params": 0.6}})
+    write_json(tmp_path / "w" / "metrics.json", {**common, "budget": {"macs": 0.5}, "weights": "a1"})
+    poor = {**common, "compressed": {"top1": 0.1}, "budget": {"macs": 0.5}, "weights": "b2"}
+    write_json(tmp_path / "p" / "metrics.json", poor)
+    write_json(tmp_path / "c" / "metrics.json", {"failed": "BudgetError: no"})
+    write_json(tmp_path / "t" / "metrics.json", {"model": "m", "before": stage, "after": stage})
+    shown = run("results", str(tmp_path))
+    assert shown.returncode == 0 and "5 trials, 1 failed, 0 unreadable" in shown.stdout
+    assert "m, weights b2: auto / knapsack" in shown.stdout and "10.00\n" in shown.stdout
+    assert (
+        "auto / knapsack" in shown.stdout
+        and "macs=0.5,params=0.6" in shown.stdout
+        and "90.00" in shown.stdout
+    )

@@ -71,6 +71,18 @@ def test_documented_commands_are_all_commands() -> None:
     assert set(re.findall(r"^\$ rankwise (\w+)", README, re.MULTILINE)) <= commands
 
 
+def test_the_readme_names_every_command() -> None:
+    commands = {c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands}
+    (line,) = re.findall(r"describes them all: (.+)\.$", README, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", line)) == commands
+
+
+def test_the_front_page_lists_every_page() -> None:
+    listed = set(_links(ROOT / "docs" / "index.md"))
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert pages | {"methods/index.md", "tutorials/two_classes.md", "decisions/index.md"} <= listed
+
+
 def test_methods_and_allocators_in_shown_commands_exist() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         text = page.read_text()

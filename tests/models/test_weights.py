@@ -93,6 +93,9 @@ def test_unreadable_files(tmp_path: Path) -> None:
         cut.write_bytes((tmp_path / f"whole{suffix}").read_bytes()[:-40])
         with pytest.raises(WeightsError, match="not a readable weights file"):
             read_weights(cut)
+    (tmp_path / "text.pt").write_text("epochs: 3\n")  # the unpickler's answer is KeyError: 101
+    with pytest.raises(WeightsError, match="not a readable weights file"):
+        read_weights(tmp_path / "text.pt")
     torch.save(small(), tmp_path / "module.pt")
     with pytest.raises(WeightsError, match="not a readable weights file"):
         read_weights(tmp_path / "module.pt")

@@ -79,6 +79,8 @@ def test_networks_of_one_name_are_told_apart_by_their_weights() -> None:
     assert networks == [Network("m", "d", "a1"), Network("m", "d", "b2")]
     assert networks[1].label == "m on d, weights b2"
     assert first.trials == (0, 2) and second.trials == (1,)
+    alike = [trial(weights=name, train={"each_seed": True}) for name in ("a1", "b2")]
+    assert networks_of(alike) == 2 * [Network("m", "d")]
     assert networks_of([trial(weights="a1"), trial(failed="no")]) == 2 * [Network("m", "d")]
     assert networks_of([trial(failed="no"), *given])[0] == networks[0]
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from rankwise.errors import CalibrationError, RankwiseError, UnknownNameError
 from rankwise.methods.base import Candidates
+from rankwise.methods.options import configured
 from rankwise.network.cost import Cost
 
 Measure = Literal["params", "macs", "bytes", "latency"]
@@ -197,13 +198,9 @@ def get_allocator(name: str, **config: Any) -> Allocator:
 
     Raises:
         UnknownNameError: no allocator has that name, or no option has one of the given names.
+        OptionError: an option has a value that is not allowed.
     """
     if name not in _registry:
         raise UnknownNameError("allocator", name, _registry)
-    allocator = _registry[name]
-    unknown = sorted(config.keys() - {f.name for f in fields(allocator)})
-    if unknown:
-        raise UnknownNameError(
-            f"option of allocator {name!r}", unknown[0], [f.name for f in fields(allocator)]
-        )
-    return allocator(**config)
+    allocator: Allocator = configured(f"allocator {name!r}", _registry[name], config)
+    return allocator

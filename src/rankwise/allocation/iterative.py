@@ -7,6 +7,7 @@ import numpy as np
 
 from rankwise.allocation.base import Allocator, Table, Weighting, register_allocator
 from rankwise.allocation.problem import Problem, fill
+from rankwise.errors import OptionError
 
 
 @register_allocator("iterative")
@@ -27,6 +28,13 @@ class Iterative(Allocator):
     step: float = 0.95
     several: int = 4
     published: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step < 1 or self.several < 1:
+            raise OptionError(
+                f"step={self.step} and several={self.several} were given; allowed are a step above 0 and "
+                "below 1, and 1 and more at once."
+            )
 
     def allocate(self, tables: Sequence[Table], limits: Mapping[str, int]) -> list[int]:
         """See :meth:`Allocator.allocate`."""

@@ -10,7 +10,8 @@ import typer
 from rankwise.budget import Budget
 from rankwise.cli import options
 from rankwise.cli.console import percent, print_json, print_table, progress_bars, short
-from rankwise.data import Batches, load_data
+from rankwise.data import Batches
+from rankwise.evaluation import Evaluation
 from rankwise.evaluation import compare as compare_models
 from rankwise.evaluation import evaluate as evaluate_model
 from rankwise.evaluation.latency import time_on
@@ -21,6 +22,7 @@ from rankwise.experiments.single import (
     PLAN_FILE,
     Run,
     compress_run,
+    data_for,
     execute,
     load_any,
     prepare,
@@ -90,6 +92,8 @@ def compress(
     run = _run(model, data, weights, method, method_option, allocator, allocator_option, budget, recover,
                calibration, seed, include, exclude, multiple_of, max_memory, fold_batchnorm,
                device)  # fmt: skip
+    if out is not None:
+        options.keep_apart((out / MODEL_FILE, out / PLAN_FILE, out / METRICS_FILE), model, weights)
     with progress_bars(quiet=json) as progress:
         metrics = execute(run, out, progress, shlex.join(["rankwise", *sys.argv[1:]]))
     page = "" if out is None else write_page_beside(out)
@@ -97,9 +101,11 @@ def compress(
         print_json(metrics)
         return
     print_metrics(f"{model}, {method}, {allocator}, budget {budget}", metrics)
-    if out is not None:
-        typer.echo(f"written to {out}: {MODEL_FILE}, {PLAN_FILE}, {METRICS_FILE}")
-        typer.echo(page)
+    if out is None:
+        typer.echo("nothing was saved; --out DIR saves the model, the plan and the metrics")
+        return
+    typer.echo(f"written to {out}: {MODEL_FILE}, {PLAN_FILE}, {METRICS_FILE}")
+    typer.echo(page)
 
 
 def _run(
@@ -108,6 +114,7 @@ def _run(
     seed: int, include: list[str] | None, exclude: list[str] | None, multiple_of: int,
     max_memory: float | None, fold_batchnorm: bool | None, device: str,
 ) -> Run:  # fmt: skip
+    options.tell_random(model, weights)
     return Run(
         model, data, weights, method, options.settings(method_option), allocator,
         options.settings(allocator_option), budget, parse_recovery(recover), calibration, seed=seed,
@@ -130,21 +137,23 @@ def evaluate(
     json: options.Json = False,
 ) -> None:
     """Evaluate a network or a saved file on the test split of a data set."""
+    options.tell_random(model, weights)
     loaded = load_any(model, weights, skeleton).on(device)
     test = _testing(data, loaded)
     if reference is None:
-        found = evaluate_model(loaded.module, test).to_json()
+        found = evaluate_model(loaded.module, test)
     else:
+        options.tell_random(reference, reference_weights, "--reference-weights")
         original = load_any(reference, reference_weights).on(device)
-        both = compare_models(original.module, loaded.module, test, loader_a=_testing(data, original))
-        found = both.b.to_json()
-    metrics = {"model": model, "data": data, **found, **_latency(loaded, test)}
+        found = compare_models(original.module, loaded.module, test, loader_a=_testing(data, original)).b
+    metrics = {"model": model, "data": data, **found.to_json(), **_latency(loaded, test)}
     if Path(model).is_file():
         metrics["file_bytes"] = Path(model).stat().st_size
     if json:
         print_json(metrics)
     else:
         print_figures(f"{model} on {data}", {"value": metrics})
+        _print_flips(found, reference or "", "the network")
 
 
 def _latency(loaded: LoadedModel, test: Batches) -> Metrics:
@@ -159,7 +168,7 @@ def _latency(loaded: LoadedModel, test: Batches) -> Metrics:
 
 def _testing(data: str, loaded: LoadedModel) -> Batches:
     """Batches of the test split, prepared as the network reads them."""
-    return load_data(data, transform=loaded.preprocessing).testing().batches()
+    return data_for(loaded, data).testing().batches()
 
 
 def print_figures(title: str, columns: dict[str, Metrics]) -> None:
@@ -168,13 +177,21 @@ def print_figures(title: str, columns: dict[str, Metrics]) -> None:
     rows = []
     for name in first:
         values = [metrics.get(name) for metrics in columns.values()]
-        if any(isinstance(value, (int, float)) for value in values):
-            rows.append([name, *(_figure(value) for value in values)])
+        if name != "confidence" and any(isinstance(value, (int, float)) for value in values):
+            rows.append([name, *(_figure(name, value) for value in values)])
     print_table(title, ("measure", *columns), rows, right=range(1, len(columns) + 1))
 
 
-def _figure(value: Any) -> str:
-    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+def _figure(name: str, value: Any) -> str:
+    if value is None or name in ("top1", "top5", "agreement"):
+        return percent(value)
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _print_flips(found: Evaluation, reference: str, network: str) -> None:
+    if found.flips is not None:
+        typer.echo(f"of {reference}'s right decisions {network} gets {found.flips.right_to_wrong} wrong, "
+                   f"of its wrong ones {found.flips.wrong_to_right} right")  # fmt: skip
 
 
 def compare(
@@ -187,16 +204,15 @@ def compare(
     json: options.Json = False,
 ) -> None:
     """Compare the decisions of two networks, example by example: agreement, flips, per-class figures."""
+    options.tell_random(first, first_weights, "--first-weights")
+    options.tell_random(second, second_weights, "--second-weights")
     a, b = load_any(first, first_weights).on(device), load_any(second, second_weights).on(device)
     both = compare_models(a.module, b.module, _testing(data, b), loader_a=_testing(data, a))
     if json:
         print_json({"data": data, "models": {"a": first, "b": second}, **both.to_json()})
         return
     print_figures(f"A {first}, B {second}, on {data}", {"A": both.a.to_json(), "B": both.b.to_json()})
-    flips = both.b.flips
-    if flips is not None:
-        typer.echo(f"of A's right decisions B gets {flips.right_to_wrong} wrong, "
-                   f"of its wrong ones {flips.wrong_to_right} right")  # fmt: skip
+    _print_flips(both.b, "A", "B")
     rows = [
         [str(c.label), str(c.examples), percent(c.accuracy), percent(c.agreement)] for c in both.b.per_class
     ]
@@ -206,7 +222,7 @@ def compare(
 def plan(
     model: options.ModelName,
     data: options.Data,
-    out: Annotated[Path, typer.Option(help="File for the plan.")] = Path("plan.json"),
+    out: Annotated[Path, typer.Option(help="File for the plan.", callback=options.file)] = Path(PLAN_FILE),
     weights: options.Weights = None,
     method: options.Method = "auto",
     method_option: options.MethodOptions = None,
@@ -227,6 +243,7 @@ def plan(
     run = _run(model, data, weights, method, method_option, allocator, allocator_option, budget, "none",
                calibration, seed, include, exclude, multiple_of, max_memory, fold_batchnorm,
                device)  # fmt: skip
+    options.keep_apart((out,), model, weights)
     with progress_bars(quiet=json) as progress:
         done, _ = compress_run(run, *prepare(run), progress)
     done.plan.save(out)
@@ -250,14 +267,16 @@ def apply(
     seed: options.Seed = 0,
     max_memory: options.MaxMemory = None,
     device: options.Device = "cpu",
-    out: Annotated[Path, typer.Option(help="File for the model.")] = Path(MODEL_FILE),
+    out: Annotated[Path, typer.Option(help="File for the model.", callback=options.file)] = Path(MODEL_FILE),
     json: options.Json = False,
 ) -> None:
     """Build what a plan says, from the network's weights and calibration data, and save it."""
+    options.keep_apart((out,), plan, weights)
+    options.tell_random(model, weights)
     loaded = load_model(model, weights).on(device)
     batches = None
     if data is not None:
-        batches = load_data(data, transform=loaded.preprocessing).calibration(calibration, seed).batches()
+        batches = data_for(loaded, data).calibration(calibration, seed).batches()
     built = apply_plan(
         Plan.load(plan), loaded.module, batches, example=loaded.example, seed=seed,
         max_memory=options.in_bytes(max_memory),

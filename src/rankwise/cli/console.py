@@ -48,6 +48,11 @@ def short(number: float) -> str:
     return f"{number:g}"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 trial, 2 trials."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def percent(fraction: float | None) -> str:
     """A fraction as a percentage with two decimals; a dash for None."""
     return "-" if fraction is None else f"{100 * fraction:.2f} %"

@@ -14,7 +14,8 @@ from rankwise.experiments.demo import run_demo
 
 def demo(
     out: Annotated[
-        Path | None, typer.Option(help="Folder for what is written [default: a temporary one].")
+        Path | None,
+        typer.Option(help="Folder for what is written [default: a temporary one].", callback=options.folder),
     ] = None,
     seed: options.Seed = 0,
     json: options.Json = False,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from rankwise.cli import options
-from rankwise.cli.console import errors, percent, print_json, print_table, progress_bars
+from rankwise.cli.console import counted, errors, percent, print_json, print_table, progress_bars
 from rankwise.errors import RankwiseError
 from rankwise.experiments.config import json_schema
 from rankwise.experiments.engines import Engine, Local, OnRay
@@ -18,6 +18,8 @@ from rankwise.experiments.runner import State, run_experiment, state_of
 from rankwise.experiments.source import read_experiment
 from rankwise.experiments.trials import Trial, trials_of
 from rankwise.files import json_text, write_atomically, write_text
+from rankwise.report.curves import Network, networks_of
+from rankwise.report.trials import Trial as Read
 from rankwise.results import Results, read, read_metrics
 
 WIDTH = 80
@@ -28,7 +30,10 @@ _OUTCOMES = {"finished": "finished", "failed": "failed", "missing": "to do"}
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the trials [default: runs/ and the file's name].")
+        Path | None,
+        typer.Option(
+            help="Folder for the trials [default: runs/ and the file's name].", callback=options.folder
+        ),
     ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides the file: budgets.0=0.7")
@@ -42,7 +47,7 @@ def run(
     ] = None,
     ray_address: Annotated[str | None, typer.Option(help="ray: an existing cluster, or auto.")] = None,
     cpus: Annotated[int, typer.Option(min=1, help="ray: cores of each task.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="ray: GPUs of each task.")] = 0.0,
+    gpus: Annotated[float, typer.Option(min=0, help="ray: GPUs of each task, for fine-tuning.")] = 0.0,
     memory: Annotated[float | None, typer.Option(min=0, help="ray: GiB of each task.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the trials and do nothing.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do failed trials again.")] = False,
@@ -103,7 +108,7 @@ def _counts(state: State) -> dict[str, int]:
 def _summary(state: State) -> str:
     parts = [f"{count} {_OUTCOMES[name]}" for name, count in _counts(state).items() if count]
     again = "; --retry-failed does these again" if state.failed else ""
-    return f"{sum(_counts(state).values())} trials: {', '.join(parts)}{again}"
+    return f"{counted(sum(_counts(state).values()), 'trial')}: {', '.join(parts)}{again}"
 
 
 def _list(trials: Sequence[Trial], state: State, out: Path, json: bool) -> None:
@@ -126,22 +131,50 @@ def _short(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(title: str, found: Sequence[dict[str, Any]]) -> None:
-    """Per model, method and allocator the mean over the seeds, at some of the budgets."""
-    targets = sorted({metrics["target"] for metrics in found}, reverse=True)
+    """Per network, method and allocator the mean over the seeds, at some of the budgets."""
+    targets = list(dict.fromkeys(map(_target, sorted(found, key=_kept, reverse=True))))
     step = max(1, -(-len(targets) // COLUMNS))
     shown = targets[::step]
-    values: dict[tuple[str, str], dict[float, list[dict[str, Any]]]] = {}
-    for metrics in found:
-        of_row = values.setdefault((metrics["model"], metrics["label"]), {})
-        of_row.setdefault(metrics["target"], []).append(metrics)
-    several = len({model for model, _ in values}) > 1
+    networks = networks_of([Read(Path(), metrics) for metrics in found])
+    values: dict[tuple[Network, str], dict[str, list[dict[str, Any]]]] = {}
+    for metrics, network in zip(found, networks, strict=True):
+        of_row = values.setdefault((network, _label(metrics)), {})
+        of_row.setdefault(_target(metrics), []).append(metrics)
+    several = len(set(networks)) > 1
     rows = [
-        [f"{model}: {label}" if several else label, *(_mean(of_row.get(target, [])) for target in shown)]
-        for (model, label), of_row in values.items()
+        [f"{its.label}: {label}" if several else label, *(_mean(of_row.get(target, [])) for target in shown)]
+        for (its, label), of_row in values.items()
     ]
-    measure = found[0]["measure"] if found else ""
-    head = ("method / allocator", *(f"{measure}={target:g}" for target in shown))
+    head = ("method / allocator", *shown)
     print_table(title, head, rows, right=range(1, len(head)))
+
+
+def _measure(metrics: dict[str, Any]) -> str:
+    """The measures of the budget: one in an experiment, one or several of ``rankwise compress``."""
+    return "+".join(_budget(metrics))
+
+
+def _budget(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What was to be kept, by measure."""
+    if "target" in metrics:
+        return {str(metrics.get("measure")): metrics["target"]}
+    return dict(metrics.get("budget") or {})
+
+
+def _kept(metrics: dict[str, Any]) -> float:
+    """The first number of the budget."""
+    return next((kept for kept in _budget(metrics).values() if isinstance(kept, (int, float))), 0.0)
+
+
+def _target(metrics: dict[str, Any]) -> str:
+    """The budget as text: ``macs=0.5``."""
+    return ",".join(f"{name}={kept}" for name, kept in _budget(metrics).items())
+
+
+def _label(metrics: dict[str, Any]) -> str:
+    """Method and allocator; an experiment has told its own apart."""
+    both = " / ".join(str(metrics[name]) for name in ("method", "allocator") if name in metrics)
+    return str(metrics.get("label") or both or "-")
 
 
 def _mean(found: Sequence[dict[str, Any]]) -> str:
@@ -156,8 +189,12 @@ def _mean(found: Sequence[dict[str, Any]]) -> str:
 
 def results(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Folders of results.")],
-    csv: Annotated[Path | None, typer.Option(help="Write the table there as CSV.")] = None,
-    parquet: Annotated[Path | None, typer.Option(help="Write the table there as Parquet.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write the table there as CSV.", callback=options.file)
+    ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(help="Write the table there as Parquet.", callback=options.file)
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Show the trials in one or several folders, or write them as one table."""
@@ -175,17 +212,17 @@ def results(
         print_json({"trials": [_short(trial) for trial in found.trials], "unreadable": unreadable})
         return
     titles = [str(experiment.get("title", "")) for experiment in found.experiments]
-    for measure in dict.fromkeys(trial["measure"] for trial in found.trials):
-        _print(", ".join(titles), [trial for trial in found.trials if trial["measure"] == measure])
+    for measure in dict.fromkeys(map(_measure, found.trials)):
+        _print(", ".join(titles), [trial for trial in found.trials if _measure(trial) == measure])
     failed = sum("failed" in trial for trial in found.trials)
-    typer.echo(f"{len(found.trials)} trials, {failed} failed, {len(found.unreadable)} unreadable")
+    typer.echo(f"{counted(len(found.trials), 'trial')}, {failed} failed, {len(found.unreadable)} unreadable")
 
 
 def _warn(found: Results) -> None:
     for path, reason in found.unreadable.items():
         errors.print(f"left out: {path}: {reason}", markup=False, soft_wrap=True)
     if found.unreadable:
-        errors.print(f"{len(found.unreadable)} files are unreadable", markup=False)
+        errors.print(f"unreadable: {counted(len(found.unreadable), 'file')}", markup=False)
 
 
 def _written(path: Path, write: Any, count: int) -> None:
@@ -193,11 +230,13 @@ def _written(path: Path, write: Any, count: int) -> None:
         write_atomically(path, write)
     except ImportError as error:
         raise RankwiseError(f"Writing {path} needs pyarrow: pip install rankwise[report].") from error
-    typer.echo(f"written to {path}: {count} trials", err=True)
+    typer.echo(f"written to {path}: {counted(count, 'trial')}", err=True)
 
 
 def schema(
-    out: Annotated[Path | None, typer.Option(help="File for it [default: print it].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for it [default: print it].", callback=options.file)
+    ] = None,
 ) -> None:
     """Print the JSON schema of experiment files, for editors."""
     if out is None:

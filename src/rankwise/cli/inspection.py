@@ -10,8 +10,8 @@ from rankwise.auto import Automatic
 from rankwise.auto import tradeoff as tradeoff_curve
 from rankwise.cli import options
 from rankwise.cli.console import percent, print_json, print_table, progress_bars, short
-from rankwise.data import load_data
 from rankwise.errors import RankwiseError
+from rankwise.experiments.single import data_for, load_any
 from rankwise.methods import get_method
 from rankwise.methods import methods as known_methods
 from rankwise.models import load_model
@@ -46,17 +46,17 @@ def _describe(layer: Layer, method: str) -> dict[str, Any]:
 
 
 def inspect(
-    model: options.ModelName,
+    model: options.FileOrModel,
     data: options.OptionalData = None,
     weights: options.Weights = None,
     method: Annotated[str, typer.Option(help="The method whose reasons are shown.")] = "whitened",
     json: options.Json = False,
 ) -> None:
     """List every layer: shape, cost, the ranks its spectrum needs, and why it cannot be helped, if so."""
-    loaded = load_model(model, weights)
+    loaded = load_any(model, weights)
     example: Any = loaded.example
     if data is not None:
-        found = load_data(data, transform=loaded.preprocessing)
+        found = data_for(loaded, data)
         split = found.test or found.train
         if split is None:
             raise RankwiseError(f"Data set {data!r} has no examples to look at.")
@@ -106,8 +106,9 @@ def tradeoff(
         raise RankwiseError(
             f"The fractions {fractions!r} were given; allowed are numbers by commas."
         ) from error
+    options.tell_random(model, weights)
     loaded = load_model(model, weights, seed=seed).on(device)
-    examples = load_data(data, transform=loaded.preprocessing).calibration(calibration, seed)
+    examples = data_for(loaded, data).calibration(calibration, seed)
     with progress_bars(quiet=json) as progress:
         points = tradeoff_curve(
             loaded.module, examples.batches(), "params" if measure == "params" else "macs", wanted,

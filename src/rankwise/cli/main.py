@@ -3,6 +3,7 @@
 import sys
 
 import typer
+from rich.text import Text
 
 import rankwise
 from rankwise.cli import compression, demo, experiments, inspection, report, training
@@ -15,6 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # it would take "[default: ...]" in a help text for markup, and cut long names
 )
 for command in (
     demo.demo,
@@ -58,8 +60,7 @@ def main() -> None:
     try:
         app()
     except (RankwiseError, OSError) as error:
-        errors.print(f"[bold red]error[/]: {type(error).__name__}: ", end="")
-        errors.print(str(error), markup=False)
+        errors.print(Text.assemble(("error", "bold red"), f": {type(error).__name__}: {error}"))
         sys.exit(1)
     except SystemExit as stop:
         if stop.code != _INTERRUPTED:

@@ -1,12 +1,32 @@
 """Options that several commands share."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from rankwise.cli.console import errors
 from rankwise.errors import RankwiseError
+from rankwise.experiments.single import is_file
+from rankwise.files import check_writable
+from rankwise.models import MODELS
+
+
+def folder(path: Path | None) -> Path | None:
+    """A folder for what a command writes, checked before any work."""
+    if path is not None:
+        check_writable(path, folder=True)
+    return path
+
+
+def file(path: Path | None) -> Path | None:
+    """A file that a command writes, checked before any work."""
+    if path is not None:
+        check_writable(path, folder=False)
+    return path
+
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A network: NAME, torchvision:NAME, package.module:callable.")
@@ -65,7 +85,9 @@ FoldBatchNorm = Annotated[
         help="First fold each BatchNorm into the layer before it [default: for auto and latency].",
     ),
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder for the model, the plan and the metrics.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder for the model, the plan and the metrics.", callback=folder)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -85,4 +107,26 @@ def settings(pairs: list[str] | None) -> dict[str, Any]:
 
 def in_bytes(gibibytes: float | None) -> int | None:
     """A limit on memory as the library takes it."""
+    if gibibytes is not None and not gibibytes > 0:
+        raise RankwiseError(f"A memory of {gibibytes:g} GiB was given; allowed are numbers above 0.")
     return None if gibibytes is None else int(gibibytes * 2**30)
+
+
+def keep_apart(written: Iterable[Path], *read: str | Path | None) -> None:
+    """Make sure that no file that is ``written`` is one of those that are ``read``.
+
+    Raises:
+        RankwiseError: one is.
+    """
+    sources = {Path(one).resolve() for one in read if one is not None}
+    for path in written:
+        if path.resolve() in sources:
+            raise RankwiseError(f"{path} would be read and overwritten; allowed is another --out.")
+
+
+def tell_random(model: str, weights: str | None, option: str = "--weights") -> None:
+    """Say on standard error that the network has random weights, where that is sure."""
+    name = model.partition("#")[0]
+    untrained = name in MODELS or (name.startswith("torchvision:") and "@" not in name)
+    if weights is None and untrained and not is_file(model):
+        errors.print(f"{model} has random weights; {option} FILE gives it others", markup=False)

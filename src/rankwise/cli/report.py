@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rankwise.cli import options
-from rankwise.cli.console import print_json
+from rankwise.cli.console import counted, print_json
 from rankwise.errors import RankwiseError
 from rankwise.report.figures import write_figures
 from rankwise.report.page import write_page
@@ -17,12 +17,21 @@ from rankwise.report.trials import read_study
 def report(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder of study, or one metrics.json.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="The page [default: PATH/report.html].")
+        Path | None,
+        typer.Option(
+            metavar="FILE.html", help="The page [default: PATH/report.html].", callback=options.file
+        ),
     ] = None,
     pdf: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also the charts as PDF files, for papers.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Also the charts as PDF files, for papers.", callback=options.folder
+        ),
     ] = None,
-    png: Annotated[Path | None, typer.Option(metavar="DIR", help="Also the charts as PNG files.")] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also the charts as PNG files.", callback=options.folder),
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Serve the page on this machine, renewed as trials finish.")
     ] = False,
@@ -52,7 +61,8 @@ def report(
     if json:
         print_json({"page": str(page), "written": list(map(str, written)), **counts})
         return
-    typer.echo(f"{counts['trials']} trials, {failed} failed, {len(study.unreadable)} unreadable files")
+    unreadable = counted(len(study.unreadable), "file")
+    typer.echo(f"{counted(len(study.trials) - failed, 'trial')}, {failed} failed, unreadable: {unreadable}")
     for file, why in study.unreadable:
         typer.echo(f"unreadable: {file}: {why}", err=True)
     typer.echo("written: " + ", ".join(map(str, written)))

@@ -17,7 +17,10 @@ def finetune(
     model: options.FileOrModel,
     data: options.Data,
     epochs: Annotated[int, typer.Option(help="Passes over the training split.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model, the logs and the checkpoint.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the model, the logs and the checkpoint.", callback=options.folder),
+    ],
     weights: options.Weights = None,
     distill: Annotated[
         bool, typer.Option("--distill", help="Half of the loss is the divergence from the original.")
@@ -40,6 +43,7 @@ def finetune(
     json: options.Json = False,
 ) -> None:
     """Train with labels; validation data out of the training split picks the epoch. Resumes from OUT."""
+    options.keep_apart((out / MODEL_FILE,), model, weights, teacher, teacher_weights)
     given: dict[str, Any] = {"epochs": epochs, "optimizer": optimizer, "lr": lr, "schedule": schedule}
     if distill or teacher is not None:
         given["mix"] = 0.5

@@ -146,12 +146,12 @@ def _how_to_get(name: str, place: Path) -> str:
     message = f"The data set {name!r} is not there: looked for {place}. "
     if name in FROM_TORCHVISION:
         return message + (
-            "Set RANKWISE_DATA (or pass root=) to the folder that holds it, or allow torchvision to "
-            "download it with download=True (command line: --download)."
+            "Set the environment variable RANKWISE_DATA to the folder that holds it, or let torchvision "
+            f"download it, in Python: rankwise.data.load_data({name!r}, download=True)."
         )
     if name == "imagefolder":
         return message + "Give an existing folder that has train/ and test/ or val/ in it."
-    return message + "It cannot be downloaded: set RANKWISE_DATA (or pass root=) to the folder that holds it."
+    return message + "Set the environment variable RANKWISE_DATA to the folder that holds it; no download."
 
 
 def _download(name: str, base: Path) -> None:

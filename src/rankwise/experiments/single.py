@@ -1,15 +1,18 @@
 """One experiment: load, compress, evaluate, save. The command line and the benchmarks call it."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from rankwise.allocation import get_allocator
 from rankwise.budget import Budget
 from rankwise.compress import Compression, compression
 from rankwise.data import DataSet, load_data
-from rankwise.errors import RankwiseError
+from rankwise.data.preprocessing import identity
+from rankwise.errors import DataError, RankwiseError
 from rankwise.evaluation import Comparison, Evaluation, compare, evaluate
 from rankwise.experiments import machine
 from rankwise.experiments.recovering import Recovering
@@ -18,7 +21,9 @@ from rankwise.files import json_text, write_text
 from rankwise.io import load, read_plan, save
 from rankwise.models import LoadedModel, load_model
 from rankwise.network import Cost
+from rankwise.network.batches import forward, tensors_of
 from rankwise.network.digest import digest
+from rankwise.network.state import preserved
 from rankwise.progress import Progress, silent
 from rankwise.results import FORMAT, VERSION
 
@@ -52,7 +57,38 @@ class Run:
 def prepare(run: Run) -> tuple[LoadedModel, DataSet]:
     """The network of ``run``, on its device, and the data set, prepared as the network reads it."""
     loaded = load_any(run.model, run.weights, seed=run.seed).on(run.device)
-    return loaded, load_data(run.data, transform=loaded.preprocessing)
+    return loaded, data_for(loaded, run.data)
+
+
+def data_for(loaded: LoadedModel, spec: str) -> DataSet:
+    """The data set ``spec``, prepared as the network reads it; the network is tried on one example.
+
+    Raises:
+        DataError: the network cannot read it.
+    """
+    data = load_data(spec, transform=loaded.preprocessing)
+    split = data.test or data.train
+    if split is None or not len(split):
+        return data
+    given = replace(split, transform=identity).take(1).batches(1)
+    try:
+        with preserved(loaded.module), torch.no_grad():
+            for batch in split.take(1).batches(1):
+                forward(loaded.module.eval(), batch)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        read = "" if loaded.example is None else f"; allowed are examples such as {_form(loaded.example)}"
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DataError(
+            f"{loaded.spec!r} cannot read what {spec!r} gives, examples such as {_form(next(iter(given)))}"
+            f"{read} ({why})."
+        ) from error
+    return data
+
+
+def _form(batch: Any) -> str:
+    """Shape and type of one example of ``batch``."""
+    inputs = tensors_of(batch)[0]
+    return f"{'x'.join(map(str, inputs.shape[1:]))} of {str(inputs.dtype).removeprefix('torch.')}"
 
 
 def beside(
@@ -175,9 +211,17 @@ def load_any(
         weights: a weights file for a network by specification.
         skeleton: the architecture of a saved one, by default what its plan names.
         seed: of the random initial weights of a network by specification.
+
+    Raises:
+        RankwiseError: weights for a saved network, which has its own, or one of no known architecture.
     """
     if not is_file(spec):
         return load_model(spec, weights, seed=seed)
+    if weights is not None:
+        raise RankwiseError(
+            f"The weights {weights!r} were given for {spec!r}, a file that holds its own; allowed are "
+            "weights for a network by name."
+        )
     path = Path(spec)
     settings = read_plan(path).settings
     named = skeleton or next((s["model"] for s in settings if "model" in s), None)

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from rankwise.data import DataSet, load_data
+from rankwise.data import DataSet
 from rankwise.errors import DataError, RankwiseError
 from rankwise.evaluation import evaluate
-from rankwise.experiments.single import METRICS_FILE, MODEL_FILE, PLAN_FILE, is_file, load_any
+from rankwise.experiments.single import METRICS_FILE, MODEL_FILE, PLAN_FILE, data_for, is_file, load_any
 from rankwise.files import json_text, write_text
 from rankwise.io import read_plan, save
+from rankwise.methods.options import configured
 from rankwise.models import LoadedModel
 from rankwise.network.batches import output_tensor
 from rankwise.network.state import preserved
@@ -86,9 +87,9 @@ def train(run: TrainingRun, out: Path | None = None, progress: Progress = silent
     processes only the first evaluates and saves; the others return an empty dict.
     """
     loaded = load_any(run.model, run.weights, seed=run.seed)
-    data = load_data(run.data, transform=loaded.preprocessing)
+    data = data_for(loaded, run.data)
     check_classes(loaded, data)
-    settings = FineTuning(**{"seed": run.seed, **run.settings})
+    settings: FineTuning = configured("fine-tuning", FineTuning, {"seed": run.seed, **run.settings})
     teacher = _teacher(run)
     start = time.perf_counter()
     done = finetune(

@@ -1,13 +1,14 @@
 """The configurations that the compress-only benchmark compares: method, options and allocator."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rankwise.allocation import Allocator, get_allocator
 from rankwise.auto import Automatic
 from rankwise.errors import RankwiseError, UnknownNameError
 from rankwise.methods import get_method, methods, parse_methods
+from rankwise.methods.options import configured
 
 Role = Literal["default", "paper", "variant"]
 
@@ -55,13 +56,18 @@ def methods_of(name: str, options: Mapping[str, Any]) -> str | list[Any]:
     Raises:
         RankwiseError: options for a recipe, which takes none.
         UnknownNameError: an unknown method or option.
+        OptionError: an option has a value that is not allowed.
     """
     if name == Automatic.name:
-        known = [field.name for field in fields(Automatic)]
-        if unknown := sorted(set(options) - set(known)):
-            raise UnknownNameError("option of method 'auto'", unknown[0], known)
-        return [Automatic(**options)]
+        return [configured("method 'auto'", Automatic, options)]
     if "+" not in name:
+        names = [one.strip() for one in name.split(",")]
+        if Automatic.name in names:
+            raise RankwiseError(f"{name!r} was given; 'auto' itself brings the methods that compete.")
+        known = methods()
+        for one in names:
+            if one not in known:
+                raise UnknownNameError("method", one, [*known, Automatic.name])
         return parse_methods(name, dict(options))
     if options:
         raise RankwiseError(f"The recipe {name!r} takes no method options; give them to single methods.")

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch import nn
 
 from rankwise.errors import UnknownNameError
+from rankwise.methods.options import configured
 from rankwise.network.layer import Layer
 from rankwise.statistics.record import LayerStatistics
 from rankwise.statistics.record import Statistic as Statistic
@@ -130,15 +131,12 @@ def get_method(name: str, **config: Any) -> Any:
 
     Raises:
         UnknownNameError: no method has that name, or no option has one of the given names.
+        OptionError: an option has a value that is not allowed.
     """
     known = methods()
     if name not in known:
         raise UnknownNameError("method", name, known)
-    options = {f.name for f in fields(known[name])}
-    for option in config:
-        if option not in options:
-            raise UnknownNameError(f"option of method {name!r}", option, options)
-    return known[name](**config)
+    return configured(f"method {name!r}", known[name], config)
 
 
 def parse_methods(text: str, options: dict[str, Any] | None = None) -> list[Any]:
@@ -146,6 +144,7 @@ def parse_methods(text: str, options: dict[str, Any] | None = None) -> list[Any]
 
     Raises:
         UnknownNameError: an unknown method, or an option that none of them has.
+        OptionError: an option has a value that is not allowed.
     """
     names = [name.strip() for name in text.split(",")]
     known = {name: {f.name for f in fields(type(get_method(name)))} for name in names}

@@ -1,11 +1,9 @@
 """Weights files: plain state_dicts in ``.pt`` (read without running code) or ``.safetensors``."""
 
-import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -27,13 +25,14 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"The weights file {path} is not there.")
+        found = "is a folder; allowed is a file" if path.is_dir() else "is not there"
+        raise WeightsError(f"The weights file {path} {found}.")
     try:
         if path.suffix == ".safetensors":
             content: object = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # the unpickler may raise anything on bytes that are no pickle
         raise WeightsError(
             f"{path} is not a readable weights file ({type(error).__name__}: {str(error)[:200]}). "
             "Allowed are a state_dict saved by torch.save, read with weights_only=True, and safetensors."

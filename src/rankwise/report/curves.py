@@ -136,18 +136,24 @@ class Network(NamedTuple):
 
 
 def networks_of(trials: Sequence[Trial]) -> list[Network]:
-    """The network of each trial; one without the hash, as may be where it failed, counts to the first."""
-    named = [tuple(text(t.metrics.get(name)) for name in ("model", "data", "weights")) for t in trials]
+    """The network of each trial; a failed one that does not say its weights counts to the first it fits."""
+    named = [(text(t.metrics.get("model")), text(t.metrics.get("data")), _weights(t)) for t in trials]
     hashes: dict[tuple[str, str], list[str]] = {}
-    for model, data, weights in named:
-        known = hashes.setdefault((model, data), [])
-        if weights and weights not in known:
-            known.append(weights)
-    several = {names: known for names, known in hashes.items() if len(known) > 1}
-    return [
-        Network(model, data, (weights or several[model, data][0]) if (model, data) in several else "")
-        for model, data, weights in named
-    ]
+    for trial, (model, data, weights) in zip(trials, named, strict=True):
+        if weights or trial.failed is None:
+            hashes.setdefault((model, data), []).append(weights)
+    found = []
+    for trial, (model, data, weights) in zip(trials, named, strict=True):
+        known = hashes.get((model, data), [weights])
+        own = weights if weights or trial.failed is None else known[0]
+        found.append(Network(model, data, own if len(set(known)) > 1 else ""))
+    return found
+
+
+def _weights(trial: Trial) -> str:
+    """What tells a network from others of its name: the hash, but not between repetitions trained alike."""
+    alike = table(trial.metrics.get("train")).get("each_seed") is True
+    return "of each repetition" if alike else text(trial.metrics.get("weights"))
 
 
 def original_of(trials: Iterable[Trial], name: str) -> float | None:
