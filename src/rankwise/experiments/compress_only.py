@@ -22,6 +22,7 @@ from rankwise.network import model_cost
 from rankwise.plan import outputs_left
 from rankwise.progress import Progress, silent
 from rankwise.recovery import get_recovery
+from rankwise.recovery.registry import Layers
 
 HOPELESS = 0.2  # top-1 on the first images under which the others are not run
 
@@ -51,7 +52,7 @@ class _Made:
 
     model: nn.Module
     seconds: dict[str, float]
-    changed: dict[str, list[int] | None]
+    changed: Layers
     choices: dict[str, Any]
 
 
