@@ -318,6 +318,23 @@ def test_recoveries_leave_what_was_excluded() -> None:
     assert not torch.equal(small.features[8].weight, recovered.features[8].weight)
 
 
+def test_a_group_that_the_judge_does_not_see_stays_whole() -> None:
+    model, data = settled(SmallVGG, 3, 16, 16), random_batches(3, 16, 16)
+    options: dict[str, Any] = {"method": get_method("l2"), "allocator": get_allocator("knapsack")}
+
+    def judge(narrower: nn.Module) -> float:
+        return float(narrower.features[4].out_channels < 12)
+
+    stage = Narrowing(limits={}, judge=judge, **options)
+    scene = stage.scene(copy.deepcopy(model), data[0], model_cost(model, data[0]))
+    views, orders, curves = stage.survey(scene, data)
+    assert [curve.name for curve in curves] == list(views) == ["features.4"]
+    kept = stage.kept(scene, views, orders, [5])
+    assert {name: len(units) for name, units in kept.items()} == {
+        group.name: 5 if group.name == "features.4" else group.size for group in scene.free
+    }
+
+
 def test_a_judge_of_networks_decides_between_groups() -> None:
     """The judge minds nothing but the first group, which prediction alone would narrow."""
     net, batches = settled(SmallVGG, 3, 16, 16), random_batches(3, 16, 16)

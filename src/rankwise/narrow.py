@@ -142,7 +142,7 @@ class Narrowing(Stage):
         views, orders, curves = self.survey(scene, batches)
         with self.watch("allocate"):
             widths = self._widths(scene, views, orders, curves)
-        kept = self.kept(views, orders, widths)
+        kept = self.kept(scene, views, orders, widths)
         with self.watch("build"):
             changed = {g.name: kept[g.name] for g in scene.free if len(kept[g.name]) < g.size}
             folds = scene.folds(views, changed)
@@ -170,14 +170,18 @@ class Narrowing(Stage):
                 curves.append(WidthCurve(group.name, self.method.errors(view, orders[group.name]).numpy()))
         if self.judge is not None:
             with self.watch("measure"):
-                curves = [self._judged(self.judge, scene, views[c.name], orders[c.name], c) for c in curves]
+                judged = [self._judged(self.judge, scene, views[c.name], orders[c.name], c) for c in curves]
+            curves = [curve for curve in judged if curve is not None]
+            views = {curve.name: views[curve.name] for curve in curves}
         return views, orders, curves
 
     def kept(
-        self, views: Mapping[str, GroupView], orders: Mapping[str, Any], widths: Sequence[int]
+        self, scene: Scene, views: Mapping[str, GroupView], orders: Mapping[str, Any], widths: Sequence[int]
     ) -> dict[str, list[int]]:
-        """The units that stay of every group that :meth:`survey` has, at one width each."""
-        return {n: self.method.kept(views[n], orders[n], k) for n, k in zip(views, widths, strict=True)}
+        """The units that stay, with one width for every group of the ``views``; all of other groups."""
+        whole = {group.name: list(range(group.size)) for group in scene.free}
+        chosen = zip(views.items(), widths, strict=True)
+        return whole | {name: self.method.kept(view, orders[name], k) for (name, view), k in chosen}
 
     def _judged(
         self,
@@ -186,14 +190,19 @@ class Narrowing(Stage):
         view: GroupView,
         order: Any,
         curve: WidthCurve,
-    ) -> WidthCurve:
-        """The curve in the unit of ``judge``, who sees the network with this group alone narrowed."""
+    ) -> WidthCurve | None:
+        """The curve in the unit of ``judge``, who sees the network with this group alone narrowed.
+
+        None where that changes nothing at all: what reads such a group is not seen by the judge.
+        """
         name, known = curve.name, {}
         for width in sorted({max(1, round(share * curve.size)) for share in JUDGED} - {curve.size}):
             kept = {name: self.method.kept(view, order, width)}
             model = duplicate(scene.model)
             apply_selection_(model, selection_of(scene.groups, kept), scene.folds({name: view}, kept))
             known[width] = judge(model)
+        if known and max(known.values()) == 0:
+            return None
         return replace(curve, error=scaled_to(curve.error, known, float(curve.error[0]))) if known else curve
 
     def _widths(

@@ -159,7 +159,7 @@ class AutoStage(Stage):
             widths = mixture.widths(start) if curves else None
         if widths is None:
             return
-        kept = narrowing.kept(views, orders, widths)
+        kept = narrowing.kept(scene, views, orders, widths)
         errors = {c.name: float(c.error[k]) for c, k in zip(curves, widths, strict=True)}
         narrower = duplicate(original)
         edits = [
