@@ -415,3 +415,22 @@ def test_layers_left_out_by_name_keep_weight_and_bias(
     else:
         assert all(map(torch.equal, small.parameters(), again.parameters()))
     assert all(parameter.requires_grad for parameter in small.parameters())
+
+
+def test_a_model_that_scales_its_inputs_in_place_is_compressed_as_its_twin() -> None:
+    class Scaling(nn.Module):
+        def __init__(self, inplace: bool) -> None:
+            super().__init__()
+            self.inplace, self.body = inplace, small_cnn()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x.mul_(4).sub_(1) if self.inplace else x.mul(4).sub(1))
+
+    data, found = batches(6), []
+    for inplace in (False, True):
+        found.append(
+            compress(Scaling(inplace), data, Budget(macs=0.5), method="whitened", recovery=["closed-form"])
+        )
+    assert all(map(torch.equal, data, batches(6)))
+    first, second = (model.state_dict() for model in found)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())

@@ -95,3 +95,13 @@ def test_a_mapping_as_example_is_refused(small: nn.Module, tmp_path: Path) -> No
     with pytest.raises(RankwiseError, match="a tensor or a tuple"):
         export_pt2(small, {"image": torch.zeros(1, 3, 8, 8), "scale": torch.ones(1, 1)}, tmp_path / "x.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_example_that_the_network_changes_in_place_stays(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model, example = (
+        nn.Sequential(nn.Threshold(0.5, -1.0, inplace=True), nn.Linear(4, 3)),
+        torch.ones(2, 4) / 4,
+    )
+    export_onnx(model, example, tmp_path / "model.onnx")
+    assert torch.equal(example, torch.ones(2, 4) / 4)

@@ -99,6 +99,7 @@ def test_a_weight_that_was_computed_with_a_gradient_is_copied() -> None:
 def test_activations_in_lists_and_dicts_are_copied() -> None:
     model = nn.Sequential(nn.Linear(3, 2))
     model.maps = {"last": [model(torch.randn(4, 3))]}  # type: ignore[assignment]
+    model.maps["all"] = [model.maps]  # type: ignore[index] # holds itself
     copied = duplicate(model)
     assert torch.equal(copied.maps["last"][0], model.maps["last"][0])  # type: ignore[index]
     assert model.maps["last"][0].grad_fn is not None  # type: ignore[index]

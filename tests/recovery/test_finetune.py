@@ -126,6 +126,17 @@ def test_batchnorm_can_be_frozen_and_gradients_adjusted() -> None:
     assert torch.equal(held[1].weight, net[1].weight) and not torch.equal(held[5].weight, net[5].weight)
 
 
+def test_inputs_that_the_network_changes_in_place_stay() -> None:
+    train, validation = (list(part) for part in batches(size=50, train=100))
+    kept = copy.deepcopy([*train, *validation])
+    changing, plain = (
+        nn.Sequential(nn.Threshold(0.5, -1.0, inplace), *network()) for inplace in (True, False)
+    )
+    first, second = (finetune(net, train, validation, epochs=2, lr=0.05).model for net in (changing, plain))
+    assert same(first, second)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip([*train, *validation], kept, strict=True))
+
+
 def test_token_labels_train_a_language_model() -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(7, (64, 1), generator=generator) + torch.arange(9)

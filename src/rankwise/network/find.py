@@ -12,8 +12,8 @@ from rankwise.network.batches import batch_size, forward
 from rankwise.network.cost import Cost
 from rankwise.network.layer import Geometry, Layer, geometry_of, is_hf_conv1d
 from rankwise.network.names import Patterns, filter_names
-from rankwise.network.state import attributes_of, duplicate, preserved, unfused
-from rankwise.network.usage import Usage, leaves_in, watching
+from rankwise.network.state import attributes_of, duplicate, leaves_in, preserved, unfused
+from rankwise.network.usage import Usage, watching
 
 Shape = tuple[int, ...]
 

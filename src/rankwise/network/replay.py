@@ -129,7 +129,7 @@ class _Call:
     def __init__(self, inputs: list[Tensor], model: nn.Module | None) -> None:
         self._inputs, self._model = inputs, model
         self._versions = list(map(version_of, inputs))
-        self._held = None if model is None else held_by(model)
+        self._held = None if model is None else _versions(model)
 
     def gave_only(self, output: Any) -> bool:
         """Whether ``output`` is a tensor of its own, and neither inputs nor the model were written to."""
@@ -139,7 +139,7 @@ class _Call:
             return False
         if self._held is None or self._model is None:
             return True
-        now = held_by(self._model)
+        now = _versions(self._model)
         return len(now) == len(self._held) and all(
             a is b and version == new for (a, version), (b, new) in zip(self._held, now, strict=True)
         )
@@ -147,6 +147,11 @@ class _Call:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def _versions(model: nn.Module) -> list[tuple[Any, int]]:
+    """What the modules hold, with how often tensors were changed in place."""
+    return [(v, version_of(v) if isinstance(v, Tensor) else 0) for v in held_by(model)]
 
 
 def _storage(tensor: Tensor) -> int:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from rankwise.errors import RankwiseError
-from rankwise.network.usage import leaves_in, tensors_in
 
 _BOOKKEEPING = frozenset(vars(nn.Module())) - {"_buffers"}
 
@@ -20,19 +19,25 @@ def attributes_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((key, value) for key, value in vars(module).items() if key not in _BOOKKEEPING)
 
 
+def leaves_in(value: Any, opened: tuple[int, ...] = ()) -> Iterator[Any]:
+    """Everything inside nested tuples, lists and dicts that is none of these, or holds itself."""
+    if isinstance(value, (tuple, list, dict)) and id(value) not in opened:
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from leaves_in(item, (*opened, id(value)))
+    else:
+        yield value
+
+
 def version_of(tensor: torch.Tensor) -> int:
     """How often ``tensor``, or what shares its memory, was changed in place; 0 where that is not counted."""
     return 0 if tensor.is_inference() else tensor._version
 
 
-def held_by(model: nn.Module) -> list[tuple[Any, int]]:
-    """Every buffer and every attribute of every module, with the version of tensors; containers opened."""
-    return [
-        (leaf, version_of(leaf) if isinstance(leaf, torch.Tensor) else 0)
-        for module in model.modules()
-        for _, value in attributes_of(module)
-        for leaf in leaves_in(value)
-    ]
+def held_by(model: nn.Module) -> Iterator[Any]:
+    """Every buffer and every attribute of every module, with tuples, lists and dicts opened."""
+    for module in model.modules():
+        for _, value in attributes_of(module):
+            yield from leaves_in(value)
 
 
 def _restore_buffers(
@@ -78,8 +83,8 @@ def duplicate(model: nn.Module) -> nn.Module:
     forward pass, other modules activations; these have a gradient history, which ``copy.deepcopy``
     alone refuses. Such tensors are copied without their history.
     """
-    held = (value for module in model.modules() for value in tensors_in(list(vars(module).values())))
-    computed = [tensor for tensor in held if tensor.grad_fn is not None]
+    tensors = (value for value in held_by(model) if isinstance(value, torch.Tensor))
+    computed = [tensor for tensor in tensors if tensor.grad_fn is not None]
     with torch.no_grad():  # or the parameters of a TorchScript module would be copied with a history
         copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
     for parameter, own in zip(model.parameters(), copied.parameters(), strict=True):

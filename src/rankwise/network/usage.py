@@ -38,18 +38,15 @@ class Usage:
             self.reasons.append(reason)
 
 
-def leaves_in(value: Any) -> Iterator[Any]:
-    """Everything inside nested tuples, lists and mappings that is none of these."""
-    if isinstance(value, (tuple, list, Mapping)):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from leaves_in(item)
-    else:
-        yield value
-
-
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     """Every tensor inside nested tuples, lists and mappings."""
-    return (leaf for leaf in leaves_in(value) if isinstance(leaf, torch.Tensor))
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, Mapping):
+        yield from tensors_in(list(value.values()))
 
 
 class Watch(TorchFunctionMode):
