@@ -161,7 +161,10 @@ def test_methods_lists_what_each_needs(run: Run) -> None:
         (("compress", "digits_cnn", "--data", "digits", "--method", "auto,svd"), "itself brings the methods"),
         (("compress", "digits_cnn", "--data", "digits", "--max-memory", "0"), "above 0"),
         (("plan", "digits_cnn", "--data", "digits", "--max-memory", "-1"), "above 0"),
-        (("compress", "digits_cnn", "--data", "random:3,32,32"), "3x32x32 of float32; allowed are examples"),
+        (
+            ("compress", "digits_cnn", "--data", "random:3,32,32"),
+            "3x32x32; allowed are such as 1x8x8",
+        ),
         (("evaluate", "cifar10_resnet20", "--data", "random:7"), "cannot read what 'random:7' gives"),
         (("inspect", "digits_cnn", "--data", "random:3,32,32"), "'digits_cnn' cannot read"),
         (("tradeoff", "digits_cnn", "--data", "random:3,32,32"), "'digits_cnn' cannot read"),

@@ -30,10 +30,7 @@ _OUTCOMES = {"finished": "finished", "failed": "failed", "missing": "to do"}
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file.")],
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for the trials [default: runs/ and the file's name].", callback=options.folder
-        ),
+        Path | None, typer.Option(help="Folder for the trials [default: runs/ and the file's name].")
     ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides the file: budgets.0=0.7")
@@ -54,6 +51,8 @@ def run(
     json: options.Json = False,
 ) -> None:
     """Run every trial of an experiment that is not done yet; interrupt and run again at any time."""
+    if not dry_run:
+        options.folder(out)
     experiment = read_experiment(file, overrides=change or [], quick=quick)
     trials = trials_of(experiment, file.parent)
     out = out or Path("runs") / f"{file.resolve().parent.name}-{file.stem}{'-quick' if quick else ''}"

@@ -1,7 +1,7 @@
 """One experiment: load, compress, evaluate, save. The command line and the benchmarks call it."""
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from rankwise.allocation import get_allocator
 from rankwise.budget import Budget
 from rankwise.compress import Compression, compression
 from rankwise.data import DataSet, load_data
-from rankwise.data.preprocessing import identity
 from rankwise.errors import DataError, RankwiseError
 from rankwise.evaluation import Comparison, Evaluation, compare, evaluate
 from rankwise.experiments import machine
@@ -21,7 +20,7 @@ from rankwise.files import json_text, write_text
 from rankwise.io import load, read_plan, save
 from rankwise.models import LoadedModel, load_model
 from rankwise.network import Cost
-from rankwise.network.batches import forward, tensors_of
+from rankwise.network.batches import forward
 from rankwise.network.digest import digest
 from rankwise.network.state import preserved
 from rankwise.progress import Progress, silent
@@ -61,7 +60,7 @@ def prepare(run: Run) -> tuple[LoadedModel, DataSet]:
 
 
 def data_for(loaded: LoadedModel, spec: str) -> DataSet:
-    """The data set ``spec``, prepared as the network reads it; the network is tried on one example.
+    """The data set ``spec``, prepared as the network reads it; the network is tried on two examples.
 
     Raises:
         DataError: the network cannot read it.
@@ -70,25 +69,24 @@ def data_for(loaded: LoadedModel, spec: str) -> DataSet:
     split = data.test or data.train
     if split is None or not len(split):
         return data
-    given = replace(split, transform=identity).take(1).batches(1)
+    few = split.take(2)  # not one: a network may squeeze its outputs
     try:
         with preserved(loaded.module), torch.no_grad():
-            for batch in split.take(1).batches(1):
+            for batch in few.batches(2):
                 forward(loaded.module.eval(), batch)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        read = "" if loaded.example is None else f"; allowed are examples such as {_form(loaded.example)}"
+        read = "" if loaded.example is None else f"; allowed are such as {_shape(loaded.example)}"
+        given = _shape(few.fetch(torch.arange(1)))
         why = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DataError(
-            f"{loaded.spec!r} cannot read what {spec!r} gives, examples such as {_form(next(iter(given)))}"
-            f"{read} ({why})."
+            f"{loaded.spec!r} cannot read what {spec!r} gives, examples of {given}{read} ({why})."
         ) from error
     return data
 
 
-def _form(batch: Any) -> str:
-    """Shape and type of one example of ``batch``."""
-    inputs = tensors_of(batch)[0]
-    return f"{'x'.join(map(str, inputs.shape[1:]))} of {str(inputs.dtype).removeprefix('torch.')}"
+def _shape(batch: torch.Tensor) -> str:
+    """The shape of one example of ``batch``, as 3x32x32."""
+    return "x".join(map(str, batch.shape[1:]))
 
 
 def beside(
