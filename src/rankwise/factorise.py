@@ -302,6 +302,8 @@ class Factorisation(Stage):
     def choose(self, work: nn.Module, survey: Survey, cost: Cost) -> list[int]:
         """Option per layer with options; under a latency budget corrected by what networks really take."""
         if self.timed is None:
+            if not survey.options and any(getattr(cost, m) > limit for m, limit in self.limits.items()):
+                raise BudgetError(self._nothing_to_change(survey))
             return self.allocate([o.table for o in survey.options], cost, self.limits)
         tables = self._timed_tables(survey)
         columns = [table.costs(["latency"])[:, 0] for table in tables]
@@ -338,6 +340,15 @@ class Factorisation(Stage):
                 left[measure] = limit - fixed
             return self.allocator.allocate(tables, left) if tables else []
 
+    def _nothing_to_change(self, survey: Survey) -> str:
+        wishes = ", ".join(f"{measure} <= {limit}" for measure, limit in self.limits.items())
+        reasons = [f"{x.name!r}: {self._kept(x, survey.kept).reason}" for x in survey.layers]
+        more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        return (
+            f"The budget {wishes} cannot be met: no layer can be changed. "
+            f"{'; '.join(reasons[:3]) or 'No layer with weights was found'}{more}."
+        )
+
     def _impossible(
         self, measure: str, limit: int, total: int, fixed: int, least: Sequence[int], tables: Sequence[Table]
     ) -> str:
@@ -348,7 +359,7 @@ class Factorisation(Stage):
         return (
             f"The budget {measure} <= {limit} ({limit / total:.4f} of {total}) cannot be met by {methods}: "
             f"the smallest reachable is {smallest} ({smallest / total:.4f}). Of that, {fixed} lie outside "
-            f"the layers that it can change; most is held by {names or 'nothing else'}. "
+            f"the layers that it can change; most is held by {names or 'no single layer'}. "
             f"Allowed: {measure}={smallest / total + 5e-4:.3f} or more, or another method."
         )
 

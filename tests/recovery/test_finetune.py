@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from rankwise.errors import DataError, TrainingError
 from rankwise.recovery import checkpoint
 from rankwise.recovery.finetune import CHECKPOINT_FILE, finetune
-from rankwise.recovery.parallel import Processes
+from rankwise.recovery.parallel import Processes, make_fabric
 from rankwise.recovery.training import FineTuning, decay_groups
 
 pytest.importorskip("lightning_fabric")
@@ -199,6 +199,12 @@ def launch(folder: Path, processes: int, options: dict[str, Any]) -> list[dict[s
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-6000:]
     return [torch.load(folder / f"result{rank}.pt") for rank in range(processes)]
+
+
+@pytest.mark.parametrize("settings", [("cpu", "foo", None), ("cpu", "auto", "foo")])
+def test_settings_that_fabric_does_not_know_are_refused(settings: tuple[str, str, str | None]) -> None:
+    with pytest.raises(TrainingError, match=r"Lightning Fabric refuses the settings.*foo"):
+        make_fabric(*settings)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch.distributed is not built in")

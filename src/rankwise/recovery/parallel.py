@@ -58,6 +58,9 @@ def make_fabric(accelerator: str, strategy: str, precision: str | None) -> Any:
         accelerator: "auto", "cpu", "cuda", ... as Fabric knows them.
         strategy: "auto" (DDP where there are several processes), "fsdp", or a name that Fabric knows.
         precision: by default "bf16-mixed" on a CUDA device that has it, otherwise "32-true".
+
+    Raises:
+        TrainingError: Fabric is not installed, or refuses these settings.
     """
     try:
         from lightning_fabric import Fabric
@@ -75,10 +78,13 @@ def make_fabric(accelerator: str, strategy: str, precision: str | None) -> Any:
     if precision is None:
         fast = accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
         precision = "bf16-mixed" if fast and torch.cuda.is_bf16_supported() else "32-true"
-    fabric = Fabric(
-        accelerator=accelerator, devices=local, num_nodes=max(1, ranks // local),
-        strategy=_fully_sharded(strategy, ranks), precision=cast(Any, precision),
-    )  # fmt: skip
+    try:
+        fabric = Fabric(
+            accelerator=accelerator, devices=local, num_nodes=max(1, ranks // local),
+            strategy=_fully_sharded(strategy, ranks), precision=cast(Any, precision),
+        )  # fmt: skip
+    except ValueError as error:
+        raise TrainingError(f"Lightning Fabric refuses the settings: {error}") from error
     fabric.launch()
     if ranks > 1:
         atexit.register(_leave)
