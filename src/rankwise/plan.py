@@ -39,7 +39,8 @@ class Edit:
     folded; a channel group that is kept has none. ``error`` is in ``unit``, and ``error / scale`` is
     relative (see :class:`rankwise.methods.Candidates`).
     ``module`` describes the replacement, ``selection`` the channels kept in each module. ``refitted``
-    says that the closed-form refit of "auto" followed, which is repeated where the plan is applied.
+    says that the closed-form refit of "auto" followed, which is repeated where the plan is applied; False
+    that it followed once for this edit and later ones, the first of which it is not False for is the last.
     """
 
     op: Operation

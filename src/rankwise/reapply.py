@@ -55,50 +55,64 @@ def apply(
     with torch.inference_mode(False), preserved(model):
         example = first_batch(calibration) if example is None else example
         calibration, work = reusable(calibration), duplicate(model)
-        for step in plan.steps():
-            edits += _Step(calibration, example, seed, max_memory).do_(work, step)
+        for steps in _calls(plan):
+            edits += _Call(calibration, example, seed, max_memory).do_(work, steps)
     final = model_cost(work, example).as_dict()
     done = Plan(tuple(edits), model_cost(model, example).as_dict(), final, plan.settings)
     attach_plan_(work, plan_of(model) + done)
     return work
 
 
+def _calls(plan: Plan) -> list[list[tuple[Edit, ...]]]:
+    """The steps of ``plan``, those together after which "auto" refitted once."""
+    calls: list[list[tuple[Edit, ...]]] = [[]]
+    for step in plan.steps():
+        calls[-1].append(step)
+        if step[-1].refitted is not False:
+            calls.append([])
+    return [call for call in calls if call]
+
+
 @dataclass(frozen=True, eq=False)
-class _Step:
-    """What the edits of one step are done with."""
+class _Call:
+    """What the edits of one call are done with."""
 
     calibration: Iterable[Any] | None
     example: Any
     seed: int
     max_memory: int | None
 
-    def do_(self, work: nn.Module, step: Sequence[Edit]) -> list[Edit]:
-        """Do the edits of one step; returns them as done, in the same order.
+    def do_(self, work: nn.Module, steps: Sequence[Sequence[Edit]]) -> list[Edit]:
+        """Do the edits of a call; returns them as done, in the same order.
 
         Where the closed-form refit of "auto" followed, it follows again: all is fitted on the batches
         that "auto" does not hold out.
         """
-        if self.calibration is None or not any(edit.refitted for edit in step):
-            return self._build_(work, step)[1]
-        fit = hold_out(self.calibration)[0]
-        reference, built = replace(self, calibration=fit)._build_(work, step)
-        refit_(
-            work, reference, fit.batches, outputs_left(reference, built), Refit(max_memory=self.max_memory)
-        )
+        again = self.calibration is not None and any(edit.refitted for step in steps for edit in step)
+        fit = hold_out(self.calibration)[0] if again and self.calibration is not None else None
+        doing = self if fit is None else replace(self, calibration=fit)
+        reference: nn.Module | None = None
+        built: list[Edit] = []
+        for step in steps:
+            before, done = doing._build_(work, step)
+            reference = reference or before
+            built += done
+        if fit is not None and reference is not None:
+            kept = outputs_left(reference, built)
+            refit_(work, reference, fit.batches, kept, Refit(max_memory=self.max_memory))
         return built
 
     def _build_(self, work: nn.Module, step: Sequence[Edit]) -> tuple[nn.Module, list[Edit]]:
         """The network before layers are replaced or narrowed, and the edits as done."""
         reshape_(work, Plan(tuple(edit for edit in step if edit.op == "fold_batchnorm")))
         reference = duplicate(work)
-        replaced = {edit.target: edit for edit in step if edit.op == "replace"}
+        done = {edit.target: edit for edit in step if edit.op == "replace"}
         selected = [edit for edit in step if edit.op == "select"]
-        narrowed = self._select_(work, reference, selected) if selected else {}
-        if replaced:
-            whole = duplicate(work) if selected else reference
-            replaced = self._replace_(work, whole, replaced)
-        done = {"select": narrowed, "replace": replaced}
-        return reference, [done[e.op][e.target] if e.op in done else e for e in step]
+        if done:
+            done = self._replace_(work, reference, done)
+        if selected:
+            done = self._select_(work, reference, selected)
+        return reference, [done.get(e.target, e) if e.op in ("replace", "select") else e for e in step]
 
     def _common(self) -> dict[str, Any]:
         """The settings of stages that allocate nothing."""

@@ -14,7 +14,6 @@ from torch import nn
 import rankwise
 from rankwise.allocation import get_allocator
 from rankwise.allocation.widths import WidthCurve
-from rankwise.auto import Automatic
 from rankwise.auto.mixture import GAIN, Mixture
 from rankwise.auto.stage import offers_of
 from rankwise.factorise import Factorisation
@@ -118,31 +117,34 @@ def test_the_choice_comes_near_the_best_of_all_choices(seed: int, share: float) 
 
 
 class Copies(nn.Module):
-    """Hidden channels that come in fours, of different sizes; blocks in a list, a parameter at the root."""
+    """Hidden channels that nearly come in fours, of low rank; blocks in a list, a parameter at the root."""
 
     def __init__(self) -> None:
         super().__init__()
-        first, second = nn.Linear(12, 32), nn.Linear(32, 32)
+        first, second = nn.Linear(24, 64), nn.Linear(64, 64)
         with torch.no_grad():
-            first.weight.copy_(torch.randn(8, 12).repeat(4, 1) * torch.rand(32, 1))
-            first.bias.zero_()
-            second.weight.copy_(torch.randn(8, 32).repeat(4, 1) * torch.rand(32, 1))
-            second.bias.zero_()
+            for layer in (first, second):
+                own = torch.randn(16, 5) @ torch.randn(5, layer.in_features)
+                own = own.repeat(4, 1) / own.std()
+                layer.weight.copy_((own + 0.03 * torch.randn_like(own)) * torch.rand(len(own), 1))
         self.blocks = nn.ModuleList([nn.Sequential(first, nn.ReLU()), nn.Sequential(second, nn.ReLU())])
         self.steps = list(self.blocks)
-        self.gain = nn.Parameter(torch.rand(32) + 0.5)
-        self.head = nn.Linear(32, 4)
+        self.gain = nn.Parameter(torch.rand(64) + 0.5)
+        self.head = nn.Linear(64, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.steps[1](self.steps[0](x) * self.gain))
+
+
+BUDGET = rankwise.Budget(params=0.15)
 
 
 @pytest.fixture(scope="module")
 def redundant() -> tuple[nn.Module, list[torch.Tensor], nn.Module]:
     torch.manual_seed(0)
     model = Copies().eval()
-    data = [torch.randn(32, 12) for _ in range(8)]
-    return model, data, rankwise.compress(model, data, rankwise.Budget(params=0.15), method="auto")
+    data = [torch.randn(64, 24) for _ in range(8)]
+    return model, data, rankwise.compress(model, data, BUDGET, method="auto")
 
 
 def test_copies_of_channels_go_and_what_is_left_is_factorised(
@@ -152,38 +154,88 @@ def test_copies_of_channels_go_and_what_is_left_is_factorised(
     notes = plan_of(small).settings[0]
     assert notes["chosen"] == "mixed" and notes["held_out_divergence"].keys() == {"measured", "mixed"}
     assert model_cost(small, data[0]).params <= 0.15 * model_cost(model, data[0]).params
-    assert {edit.op for edit in plan_of(small).changes()} >= {"select"}
-    assert all(edit.unit == "loss" for edit in plan_of(small).changes())
+    changes = plan_of(small).changes()
+    selected, replaced = ({e.target for e in changes if e.op == op} for op in ("select", "replace"))
+    assert selected & replaced  # a layer that has lost outputs is factorised too
+    assert all(edit.unit == "loss" for edit in changes)
     monkeypatch.setattr(Mixture, "widths", lambda self, start: None)
-    ranks = rankwise.compress(model, data, rankwise.Budget(params=0.15), method="auto")
-    fresh = [torch.randn(256, 12)]
-    assert divergence(small, model, fresh) < 0.3 * divergence(ranks, model, fresh)
+    ranks = rankwise.compress(model, data, BUDGET, method="auto")
+    fresh = [torch.randn(256, 24)]
+    assert divergence(small, model, fresh) < 0.6 * divergence(ranks, model, fresh)
 
 
-def test_the_mixture_runs_what_it_holds_and_is_stored_and_built_again(
+def test_the_mixture_runs_what_it_holds_and_is_stored(
     redundant: tuple[nn.Module, list[torch.Tensor], nn.Module], tmp_path: Path
 ) -> None:
-    model, data, small = redundant
+    _, _, small = redundant
     assert all(a is b for a, b in zip(small.steps, small.blocks, strict=True))
     path = tmp_path / "small.safetensors"
     rankwise.save(small, path)
-    x = torch.randn(64, 12)
+    x = torch.randn(64, 24)
     with torch.no_grad():
         assert torch.equal(rankwise.load(path, Copies()).eval()(x), small(x))
-        again = rankwise.apply(plan_of(small), model, data)
-        torch.testing.assert_close(again(x), small(x), rtol=1e-3, atol=1e-4)
-        assert model(x).shape == small(x).shape
+
+
+def test_its_plan_builds_the_mixture_again_among_other_calls(
+    redundant: tuple[nn.Module, list[torch.Tensor], nn.Module],
+) -> None:
+    model, data, small = redundant
+    last = rankwise.compress(small, data, rankwise.Budget(params=0.97), method="svd")
+    x = torch.randn(64, 24)
+    for network in (small, last):
+        again = rankwise.apply(rankwise.Plan.from_json(plan_of(network).to_json()), model, data)
+        with torch.no_grad():
+            torch.testing.assert_close(again.eval()(x), network.eval()(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("wish", [{"exclude": ["head"]}, {"include": ["blocks.0.0", "head"]}])
+def test_layers_left_out_by_name_lose_no_channels(
+    redundant: tuple[nn.Module, list[torch.Tensor], nn.Module], wish: dict[str, list[str]]
+) -> None:
+    model, data, _ = redundant
+    small = rankwise.compress(model, data, rankwise.Budget(params=0.9), method="auto", **wish)
+    tight = rankwise.compress(model, data, rankwise.Budget(params=0.4), method="auto", exclude=["head"])
+    left = "blocks.1.0" if "include" in wish else "head"
+    assert torch.equal(small.get_submodule(left).weight, model.get_submodule(left).weight)
+    assert torch.equal(tight.head.weight, model.head.weight)
 
 
 def test_wishes_for_layers_leave_channels_alone(
     redundant: tuple[nn.Module, list[torch.Tensor], nn.Module],
 ) -> None:
     model, data, _ = redundant
-    small = rankwise.compress(
-        model,
-        data,
-        rankwise.Budget(params=0.3),
-        method=Automatic("normal"),
-        overrides={"head": {"dense": True}},
-    )
+    wish = {"head": {"dense": True}}
+    small = rankwise.compress(model, data, rankwise.Budget(params=0.3), method="auto", overrides=wish)
     assert plan_of(small).settings[0]["held_out_divergence"].keys() == {"measured"}
+
+
+class Routed(nn.Module):
+    """Which expert runs depends on the batch, so that channels traced on one batch do not tell all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(12, 32)
+        self.experts = nn.ModuleList([nn.Linear(32, 32), nn.Linear(32, 32)])
+        self.last = nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        expert = self.experts[int(x.mean() > 0)]
+        return self.last(expert(self.first(x).relu()).relu())
+
+
+def test_a_network_that_cannot_be_narrowed_is_factorised() -> None:
+    torch.manual_seed(0)
+    model = Routed().eval()
+    data = [torch.randn(32, 12) + (-1) ** i for i in range(8)]
+    small = rankwise.compress(model, data, rankwise.Budget(params=0.7), method="auto")
+    notes = plan_of(small).settings[0]
+    assert notes["chosen"] == "measured"
+    assert "cannot be multiplied" in notes["left_out"]["mixed"]
+
+
+def test_a_scripted_part_is_no_obstacle() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(torch.jit.script(nn.Linear(12, 12)), nn.ReLU(), nn.Linear(12, 12), nn.Linear(12, 4))
+    data = [torch.randn(32, 12) for _ in range(8)]
+    small = rankwise.compress(model.eval(), data, rankwise.Budget(params=0.8), recovery="distill")
+    assert plan_of(small).settings[0]["chosen"] == "measured"

@@ -29,6 +29,16 @@ def test_the_same_function_in_the_shape_of_the_original(method: str, bias: bool)
         torch.testing.assert_close(dense.eval()(x), small.eval()(x), rtol=1e-4, atol=1e-5)
 
 
+def test_factors_of_narrowed_layers_have_no_such_form() -> None:
+    original = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 12))
+    narrow = rankwise.compress(original, [torch.randn(9, 8)], rankwise.Budget(macs=0.7), method="l2")
+    for budget in (0.3, 0.5):
+        small = rankwise.compress(
+            narrow, None, rankwise.Budget(macs=budget), method="svd", example=torch.randn(1, 8)
+        )
+        assert recompose(small, original) is None
+
+
 def test_narrowed_networks_have_no_such_form() -> None:
     original = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 3))
     small = rankwise.compress(original, [torch.randn(9, 4)], rankwise.Budget(macs=0.5), method="l2")

@@ -73,6 +73,7 @@ class Mixture:
             with suppress(BudgetError):  # no choice, or costs are further from linear than the budget bears
                 selection = (start or self._cheapest()) if widths == whole else self._ranks(widths)
                 for _ in range(ROUNDS):
+                    self.stage.progress("allocate", len(tried), 0)
                     widths = self._around(selection, widths)
                     if tuple(widths) in tried:
                         break
@@ -182,7 +183,8 @@ def costs_between(
             macs[place] = macs[place] * new.cost.macs // max(1, old.cost.macs)
             continue
         was, now = chain_cost(old, before), chain_cost(new, after)
-        params[place] += now[0][0] - was[0][0]
+        biases = new.geometry.out_channels - old.geometry.out_channels  # the chains' last layers have one
+        params[place] += now[0][0] - was[0][0] - (biases if params[place] != was[0][0] else 0)
         macs[place] += now[1][0] - was[1][0]
     return params, macs
 

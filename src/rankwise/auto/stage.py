@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from rankwise.methods import get_method
 from rankwise.narrow import Narrowing
 from rankwise.network import Cost, model_cost
 from rankwise.network.batches import forward, output_tensor
+from rankwise.network.names import filter_names
 from rankwise.network.state import duplicate, evaluating
 from rankwise.plan import Edit, Plan, outputs_left, reshape_
 from rankwise.progress import Deadline, TimeIsUp
@@ -51,10 +52,12 @@ class AutoStage(Stage):
     Args:
         effort: "fast", "normal" or "thorough".
         seconds: after which no more is tried than is finished; see :class:`Automatic`.
+        left_out: why what might have competed could not be built.
     """
 
     effort: str = "normal"
     seconds: float | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,7 +106,7 @@ class AutoStage(Stage):
             "chosen": best.name,
             "held_out_divergence": {one.name: round(one.deviation.divergence, 6) for one in finalists},
             "held_out_square": {one.name: round(one.deviation.square, 6) for one in finalists},
-        }
+        } | ({"left_out": self.left_out} if self.left_out else {})
         return best.edits
 
     def _levels(self) -> list[tuple[str, Effort, list[Way]]]:
@@ -136,10 +139,18 @@ class AutoStage(Stage):
                 yield self._finalist(stage, name, finished(options, level), selection, original, fit, held)
         except BudgetError as error:
             failure = error
-        if known is not None and self.timed is None and not self.overrides:  # those are about ranks
-            yield from self._mixed(original, example, fit, held, cost, level, known[0], start)
+        if known is not None and self._may_mix(original):
+            try:
+                yield from self._mixed(original, example, fit, held, cost, level, known[0], start)
+            except (RankwiseError, RuntimeError) as error:  # of networks that cannot be narrowed after all
+                self.left_out["mixed"] = str(error)
         if failure is not None:
             raise failure
+
+    def _may_mix(self, original: nn.Module) -> bool:
+        """Whether channels may be chosen with ranks: not for times, wishes for ranks, many processes."""
+        scripted = any(isinstance(m, torch.jit.ScriptModule) for m in original.modules())
+        return not (self.timed or self.overrides or scripted or is_distributed())
 
     def _mixed(
         self, original: nn.Module, example: Any, fit: Part, held: Part, cost: Cost, level: Effort,
@@ -153,6 +164,12 @@ class AutoStage(Stage):
         """
         narrowing = self._narrowing(original, fit, level.examples // 2)
         scene = narrowing.scene(duplicate(original), example, cost)
+        left_out = filter_names(scene.layers, self.include, self.exclude)
+        scene.groups = [
+            replace(g, reason=f"{p.name}: {left_out[p.name]}") if p is not None else g
+            for g in scene.groups
+            for p in [next((port for port in g.ports if port.name in left_out), None)]
+        ]
         views, orders, curves = narrowing.survey(scene, fit)
         mixture = Mixture(self._stage([]), single.options, scene, curves)
         with self.watch("allocate"):
@@ -174,6 +191,7 @@ class AutoStage(Stage):
         )
         model = duplicate(narrower)
         edits += stage.realise_(model, narrower, fit, finished(single, level), chosen)
+        edits[:-1] = [replace(edit, refitted=False) for edit in edits[:-1]]  # all in one, after the last
         yield self._refitted("mixed", model, original, edits, fit, held)
 
     def _narrowed(
@@ -284,7 +302,7 @@ class AutoStage(Stage):
             kept = outputs_left(original, edits)
             refit_(model, original, fit.batches, kept, Refit(max_memory=self.max_memory), self.progress)
         settled = None if self.timed is None else self.timed.settled
-        edits = [replace(edit, refitted=True) for edit in edits]
+        edits = [replace(edit, refitted=edit.refitted is not False) for edit in edits]
         return Finalist(name, model, edits, deviation(model, original, held), settled)
 
 

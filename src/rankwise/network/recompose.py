@@ -25,6 +25,11 @@ def recompose(model: nn.Module, original: nn.Module) -> nn.Module | None:
         parts = leaves(own)
         if geometry.kind == "conv_transpose" or not parts or any(p.bias is not None for p in parts[:-1]):
             return None
+        first, last = geometry_of(parts[0]), geometry_of(parts[-1])
+        if first is None or last is None or first.in_channels != geometry.in_channels:
+            return None
+        if last.out_channels != geometry.out_channels:
+            return None
         place = dense.get_submodule(name)
         bias = parts[-1].bias
         if (bias is None) != (place.bias is None):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any
 
 import torch
@@ -114,11 +115,21 @@ class Watch(TorchFunctionMode):
         usage.outputs.append(tuple(output.shape))
 
 
+_ONE_AT_A_TIME = RLock()
+"""Of all threads: the spies are on the class of all modules."""
+
+
 @contextmanager
 def watching(layers: Mapping[str, nn.Module]) -> Iterator[Watch]:
     """Watch ``layers`` inside the block; hooks and the attribute spies come off whatever happens."""
-    watch = Watch(layers)
+    with _ONE_AT_A_TIME:
+        yield from _watching(Watch(layers), layers)
+
+
+def _watching(watch: Watch, layers: Mapping[str, nn.Module]) -> Iterator[Watch]:
     plain_getattr = nn.Module.__getattr__
+    own_getattribute = vars(nn.Module).get("__getattribute__")
+    plain_getattribute = nn.Module.__getattribute__
 
     def spying_getattr(module: nn.Module, attribute: str) -> Any:  # of parameters, buffers and submodules
         value = plain_getattr(module, attribute)
@@ -126,7 +137,7 @@ def watching(layers: Mapping[str, nn.Module]) -> Iterator[Watch]:
         return value
 
     def spying_getattribute(module: nn.Module, attribute: str) -> Any:  # of all that Python itself finds
-        value = object.__getattribute__(module, attribute)
+        value = plain_getattribute(module, attribute)
         watch.read(module, attribute)
         return value
 
@@ -140,7 +151,10 @@ def watching(layers: Mapping[str, nn.Module]) -> Iterator[Watch]:
         with watch:
             yield watch
     finally:
-        del nn.Module.__getattribute__
-        nn.Module.__getattr__ = plain_getattr  # type: ignore[method-assign] # undone on exit
         for handle in handles:
             handle.remove()
+        nn.Module.__getattr__ = plain_getattr  # type: ignore[method-assign] # undone on exit
+        if own_getattribute is None:
+            del nn.Module.__getattribute__
+        else:
+            nn.Module.__getattribute__ = own_getattribute  # type: ignore[method-assign] # also

@@ -79,11 +79,13 @@ def settled(batches: Iterable[Any]) -> Iterable[Any]:
 
 def _same(first: Any, second: Any) -> bool:
     if isinstance(first, torch.Tensor):
-        return bool(torch.equal(first, second))
+        return isinstance(second, torch.Tensor) and bool(torch.equal(first, second))
     if isinstance(first, Mapping):
-        return all(_same(value, second[key]) for key, value in first.items())
+        return first.keys() == second.keys() and all(
+            _same(value, second[key]) for key, value in first.items()
+        )
     if isinstance(first, (tuple, list)):
-        return all(map(_same, first, second))
+        return len(first) == len(second) and all(map(_same, first, second))
     return True
 
 

@@ -69,7 +69,10 @@ def common_blocks(model: nn.Module, original: nn.Module, batch: Any) -> list[str
     some are taken, evenly.
     """
     ours = {name for name, _ in model.named_modules()}
-    held = [(name, module) for name, module in original.named_modules() if name and name in ours]
+    held = [
+        (name, module) for name, module in original.named_modules()
+        if name and name in ours and not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
+    ]  # fmt: skip
     holders = [name for name, module in held if any(True for _ in module.children())]
     layers = [name for name, module in held if name not in holders and any(True for _ in module.parameters())]
     for names in (holders, layers):

@@ -53,7 +53,8 @@ def _choice(row: Json) -> str:
     if op == "keep":
         return "kept whole"
     if isinstance(choice, dict):
-        return ", ".join(f"{key} {text(value)}" for key, value in choice.items() if value is not None) or op
+        told = {key: value for key, value in choice.items() if value is not None and key != "kept"}
+        return ", ".join(f"{key} {text(value)}" for key, value in told.items()) or op
     return text(choice) or op
 
 
