@@ -69,8 +69,9 @@ def compress(
     Args:
         model: any trained module; left exactly as it is.
         calibration: batches of inputs (tensors, tuples, dicts), labels not needed; iterated once, or
-            several times when it can be; of a loader whose passes differ (it shuffles or augments) or that
-            has no length, one pass is kept in memory where examples are held out. Weight-only methods need none, but then ``example``.
+            several times when it can be; where examples are held out, one pass of a loader whose passes
+            differ (it shuffles or augments), or that has no length, is kept in memory. Weight-only methods
+            need none, but then ``example``.
         budget: what may be kept of the whole model.
         method: "auto" (or :class:`rankwise.Automatic`), which mixes methods per layer and refits; a name
             out of ``rankwise.methods()``, a configured :class:`Method`, or several, whose
