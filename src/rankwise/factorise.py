@@ -302,8 +302,9 @@ class Factorisation(Stage):
     def choose(self, work: nn.Module, survey: Survey, cost: Cost) -> list[int]:
         """Option per layer with options; under a latency budget corrected by what networks really take."""
         if self.timed is None:
-            if not survey.options and any(getattr(cost, m) > limit for m, limit in self.limits.items()):
-                raise BudgetError(self._nothing_to_change(survey))
+            missed = [m for m, limit in self.limits.items() if getattr(cost, m) > limit]
+            if missed and not survey.options:
+                raise BudgetError(self._nothing_to_change(missed[0], getattr(cost, missed[0]), survey))
             return self.allocate([o.table for o in survey.options], cost, self.limits)
         tables = self._timed_tables(survey)
         columns = [table.costs(["latency"])[:, 0] for table in tables]
@@ -340,14 +341,12 @@ class Factorisation(Stage):
                 left[measure] = limit - fixed
             return self.allocator.allocate(tables, left) if tables else []
 
-    def _nothing_to_change(self, survey: Survey) -> str:
-        wishes = ", ".join(f"{measure} <= {limit}" for measure, limit in self.limits.items())
+    def _nothing_to_change(self, measure: str, total: int, survey: Survey) -> str:
         reasons = [f"{x.name!r}: {self._kept(x, survey.kept).reason}" for x in survey.layers]
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-        return (
-            f"The budget {wishes} cannot be met: no layer can be changed. "
-            f"{'; '.join(reasons[:3]) or 'No layer with weights was found'}{more}."
-        )
+        listed = "; ".join(reasons[:3]) or "none with weights was found"
+        said = self._impossible(measure, self.limits[measure], total, total, [], [])
+        return f"{said} No layer can be changed: {listed}{more}."
 
     def _impossible(
         self, measure: str, limit: int, total: int, fixed: int, least: Sequence[int], tables: Sequence[Table]
