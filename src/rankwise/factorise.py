@@ -42,6 +42,12 @@ class Options:
     table: Table
     origin: Sequence[tuple[Method, Candidates, int]]
 
+    @property
+    def offers(self) -> list[tuple[Method, Candidates]]:
+        """What the methods offered, method by method."""
+        seen = {id(candidates): (method, candidates) for method, candidates, _ in self.origin}
+        return list(seen.values())
+
     def pick(self, option: int) -> tuple[Method, Choice]:
         """The method and the choice behind ``option``, which is not 0."""
         method, candidates, index = self.origin[option - 1]

@@ -15,7 +15,6 @@ import rankwise
 from rankwise.allocation import get_allocator
 from rankwise.allocation.widths import WidthCurve
 from rankwise.auto.mixture import GAIN, Mixture
-from rankwise.auto.stage import offers_of
 from rankwise.factorise import Factorisation
 from rankwise.methods import get_method
 from rankwise.narrow import Narrowing
@@ -45,7 +44,7 @@ def mixture(
     """Ranks with the relative errors of the weights, widths with random errors of the same size."""
     stage = Factorisation(methods=[get_method(m) for m in methods], allocator=KNAPSACK, limits=limits)
     offered = [
-        (o.layer, [(m, replace(c, error=c.error / c.scale, unit="loss", scale=1.0)) for m, c in offers_of(o)])
+        (o.layer, [(m, replace(c, error=c.error / c.scale, unit="loss", scale=1.0)) for m, c in o.offers])
         for o in stage.survey(model, example, None).options
     ]
     narrowing = Narrowing(method=get_method("l2", reconstruct=False), allocator=KNAPSACK, limits={})

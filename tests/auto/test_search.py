@@ -104,7 +104,7 @@ def test_the_joint_divergence_is_that_of_the_modules_asked_for_each_built_once()
         return nn.Linear(1, 1 + index + 10 * int(part.layer.name))
 
     def divergence() -> float:
-        return sum(module.out_features for module in model)  # type: ignore[misc]
+        return sum(module.out_features for module in model)  # type: ignore[misc] # a Sequential
 
     joint = Joint(SimpleNamespace(model=model, divergence=divergence), parts, build)  # type: ignore[arg-type] # stand-ins
     for first, second in ((1, 0), (2, 0), (2, 1), (0, 1), (1, 2), (0, 0), (1, 0), (2, 2)):

@@ -223,7 +223,7 @@ def test_ordinary_models_are_given_the_batch_itself() -> None:
 
 def test_an_unfinished_pass_tells_nothing() -> None:
     model, x = Scaling(), torch.ones(2, 3)
-    handle = model.register_forward_pre_hook(lambda _, __: 1 / 0)  # type: ignore[arg-type, return-value]
+    handle = model.register_forward_pre_hook(lambda _, __: 1 / 0)  # type: ignore[arg-type, return-value] # raises
     with pytest.raises(ZeroDivisionError):
         forward(model, x)
     handle.remove()

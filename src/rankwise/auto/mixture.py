@@ -146,9 +146,8 @@ class Mixture:
         layers = self._layers(widths)
         offered = []
         for o in self.options:
-            seen = {id(candidates): (method, candidates) for method, candidates, _ in o.origin}
             new, offers = layers[o.layer.name], []
-            for method, candidates in seen.values():
+            for method, candidates in o.offers:
                 every = range(len(candidates))
                 params, macs = costs_between(method, o.layer, new, candidates, every)
                 offers.append((method, replace(candidates, params=params, macs=macs)))

@@ -263,7 +263,7 @@ class AutoStage(Stage):
             probe = Probe(duplicate(original), some_examples(fit, level.examples))
             single = survey
             if level.points:
-                offered = [(o.layer, offers_of(o)) for o in survey.options]
+                offered = [(o.layer, o.offers) for o in survey.options]
                 known = measured(probe, offered, survey.statistics, level.points, self.progress)
                 single = replace(survey, options=stage.tabulate(known))
 
@@ -311,12 +311,6 @@ def finished(survey: Survey, level: Effort) -> Survey:
     methods = {id(m): level.finished(m) for o in survey.options for m, _, _ in o.origin}
     options = [replace(o, origin=[(methods[id(m)], c, i) for m, c, i in o.origin]) for o in survey.options]
     return replace(survey, options=options)
-
-
-def offers_of(options: Options) -> list[tuple[Any, Any]]:
-    """What the methods offered for a layer, method by method."""
-    seen = {id(candidates): (method, candidates) for method, candidates, _ in options.origin}
-    return list(seen.values())
 
 
 def _classes(model: nn.Module, example: Any) -> bool:
